@@ -1,0 +1,50 @@
+#include "base/memory.hpp"
+
+#include <malloc.h>
+
+#include <algorithm>
+#include <fstream>
+#include <limits>
+#include <string>
+
+namespace athanor::base {
+namespace {
+
+// The value of `key` in a /proc file of "Key:  value kB" lines, in bytes; -1 when absent.
+std::int64_t proc_kilobytes(const char* path, const std::string& key) {
+  std::ifstream file(path);
+  std::string line;
+  while (std::getline(file, line)) {
+    if (line.starts_with(key)) {
+      return std::stoll(line.substr(key.size())) * 1024;
+    }
+  }
+  return -1;
+}
+
+std::int64_t cgroup_headroom_bytes() {
+  std::ifstream limit_file("/sys/fs/cgroup/memory.max");
+  std::ifstream used_file("/sys/fs/cgroup/memory.current");
+  std::int64_t limit = 0;
+  std::int64_t used = 0;
+  if (limit_file >> limit && used_file >> used) {
+    return std::max<std::int64_t>(limit - used, 0);
+  }
+  return std::numeric_limits<std::int64_t>::max();  // "max" or no cgroup v2
+}
+
+}  // namespace
+
+std::int64_t peak_resident_bytes() { return proc_kilobytes("/proc/self/status", "VmHWM:"); }
+
+std::int64_t available_memory_bytes() {
+  return std::min(proc_kilobytes("/proc/meminfo", "MemAvailable:"), cgroup_headroom_bytes());
+}
+
+void keep_freed_memory() {
+  mallopt(M_MMAP_THRESHOLD, 1 << 30);
+  mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
+  mallopt(M_TOP_PAD, 64 << 20);
+}
+
+}  // namespace athanor::base

@@ -1,0 +1,31 @@
+// SentencePiece tokenizers: training and use.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace athanor::data {
+
+/// A trained tokenizer. Thread-safe after construction.
+class Tokenizer {
+ public:
+  /// Throws MissingInputError or DataError.
+  explicit Tokenizer(const std::string& model_path);
+  ~Tokenizer();
+  Tokenizer(Tokenizer&&) noexcept;
+  Tokenizer& operator=(Tokenizer&&) noexcept;
+
+  std::int64_t vocab_size() const;
+  std::int32_t end_of_document() const;  ///< id put after every document
+  std::vector<std::int32_t> encode(std::string_view text) const;
+  std::string decode(const std::vector<std::int32_t>& ids) const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace athanor::data

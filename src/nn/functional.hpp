@@ -1,0 +1,45 @@
+// Dense building blocks as differentiable functions with hand-written backward passes.
+//
+// Legend: N rows (tokens), D input width, F output width, H query heads, G key/value heads, C head width.
+// All accept f32, bf16, fp16, f64; statistics are in the accumulation type (f64 for f64, else f32).
+#pragma once
+
+#include <cstdint>
+
+#include <ATen/core/Tensor.h>
+
+#include "nn/weight.hpp"
+
+namespace athanor::nn {
+
+/// x_ND @ w_FD^T, for x of any leading shape [..., D]; the weight gradient goes to the weight's sink.
+at::Tensor linear(const at::Tensor& x, const Weight& weight_FD);
+
+/// Root-mean-square normalisation over the last dimension, times weight [D]: the order of operations of Hugging Face's
+/// Qwen3 (normalise in the accumulation type, cast to x's type, multiply). Zhang & Sennrich 2019, eq. 4.
+at::Tensor rms_norm(const at::Tensor& x, const Weight& weight_D, double eps);
+
+/// silu(gate) * up for gate_up [..., 2F] (gate first). Shazeer 2020.
+at::Tensor swiglu(const at::Tensor& gate_up);
+
+/// Cos and sin tables [positions, C/2] in the accumulation type for a list of positions.
+struct RotaryTables {
+  at::Tensor cos;
+  at::Tensor sin;
+};
+/// Tables for positions [...]: shape [..., C/2] in `dtype`. Su et al. 2021; the half-split layout of Hugging Face.
+RotaryTables rotary_tables(const at::Tensor& positions, std::int64_t head_dim, double theta, at::ScalarType dtype);
+/// Rotates x [B, S, H, C] by tables [B, S, C/2].
+at::Tensor apply_rotary(const at::Tensor& x_BSHC, const RotaryTables& tables);
+
+/// Inverted dropout whose mask is Philox(seed, dropout, site, (global sample, position), channel): the same on every
+/// layout and in recomputation. x [B, s, D]; `first_position` is the position of x's first column.
+struct DropoutOptions {
+  double probability = 0.0;
+  std::uint64_t seed = 0;
+  std::string site;
+};
+at::Tensor dropout(const at::Tensor& x_BsD, const at::Tensor& sample_ids_B, std::int64_t first_position,
+                   std::uint64_t epoch_step, const DropoutOptions& options);
+
+}  // namespace athanor::nn
