@@ -7,38 +7,15 @@
 #include <cstdint>
 #include <memory>
 #include <string>
-#include <vector>
 
+#include "moe/expert_bias.hpp"
 #include "moe/moe_options.hpp"
+#include "moe/routing.hpp"
 #include "moe/statistics.hpp"
-#include "nn/feed_forward.hpp"
-#include "nn/token_batch.hpp"
+#include "parallel/parameter_map.hpp"
 #include "parallel/process_grid.hpp"
 
 namespace athanor::moe {
-
-/// What the router decided for this rank's tokens. Gates and aux are differentiable.
-struct Routing {
-  at::Tensor topk_ids_TK;    ///< int64 expert ids
-  at::Tensor gates_TK;       ///< accumulation type; 0 for dropped choices
-  at::Tensor kept_TK;        ///< bool; undefined when nothing can be dropped
-  at::Tensor aux;            ///< scalar: this rank's share of N * (balance + z) objective; undefined when there is none
-};
-
-/// What a forward pass of a sparse layer needs besides x.
-struct MoeContext {
-  const nn::TokenBatch* batch = nullptr;
-  /// Constants f^_i of the gradient (see design section 4): [E] in the accumulation type; undefined before the first
-  /// step (no balance gradient). Ignored for BalanceCounts::micro_step.
-  at::Tensor balance_frequency_E;
-  at::Tensor bias_E;               ///< undefined: none
-  double valid_labels = 0;         ///< N of the global batch (the aux terms are scaled by it)
-  double routed_tokens = 0;        ///< T of the global batch
-  double num_sequences = 0;        ///< sequences of the global batch
-  LayerStatistics* statistics = nullptr;  ///< nullptr: do not count (recomputation)
-  bool want_aux = true;            ///< false in evaluation
-  const at::Tensor* forced_ids_TK = nullptr;  ///< tests: routing is forced to these ids (gates still from scores)
-};
 
 struct MoeOutput {
   at::Tensor y_BsD;
@@ -68,9 +45,5 @@ class MoeLayer {
   struct Parts;
   std::unique_ptr<Parts> parts_;
 };
-
-/// b_i += gamma * sign(mean(c) - c_i) for one parameter set (design section 4, `bias`); counts summed over the layers
-/// that share the set.
-void update_bias(at::Tensor& bias_E, const at::Tensor& counts_E, double gamma);
 
 }  // namespace athanor::moe

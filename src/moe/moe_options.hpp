@@ -43,4 +43,12 @@ struct MoeOptions {
   }
 };
 
+/// Throws ConfigError naming option, value, reason and legal values unless `options` describe a sparse layer whose
+/// experts `ep` ranks can hold.
+void validate(const MoeOptions& options, int ep);
+
+/// At most this many choices of one sequence of `seq` tokens per expert: ceil(capacity_factor * seq * k / E); 0 when
+/// nothing is dropped (capacity_factor 0).
+std::int64_t sequence_capacity(const MoeOptions& options, std::int64_t seq);
+
 }  // namespace athanor::moe

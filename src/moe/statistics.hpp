@@ -16,8 +16,10 @@ struct LayerStatistics {
   at::Tensor score_sum_E;    ///< f64: sum_t s'_{t,i}
   double z_sum = 0.0;        ///< sum_t (logsumexp_i x_{t,i})^2
   double entropy_sum = 0.0;  ///< sum_t entropy of s'_t, nats
-  double sequence_sum = 0.0; ///< sum over sequences of (E/k) sum_i f_i P_i of that sequence (counted on tp rank 0 only)
-  std::int64_t num_sequences = 0;  ///< sequences in sequence_sum
+  /// Sum over sequences of (E/k) sum_i f_i P_i of that sequence, where P_i is this rank's share of the sequence's: the
+  /// sum over ranks is the whole. Filled when `sequence` is in use.
+  double sequence_sum = 0.0;
+  std::int64_t num_sequences = 0;  ///< sequences in sequence_sum, counted on tp rank 0 only
   std::int64_t dropped = 0;  ///< choices dropped by capacity
 };
 

@@ -40,6 +40,6 @@ struct DropoutOptions {
   std::string site;
 };
 at::Tensor dropout(const at::Tensor& x_BsD, const at::Tensor& sample_ids_B, std::int64_t first_position,
-                   std::uint64_t epoch_step, const DropoutOptions& options);
+                   const DropoutOptions& options);
 
 }  // namespace athanor::nn

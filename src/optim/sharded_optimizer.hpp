@@ -1,5 +1,6 @@
-// AdamW over the trainable parameters of a role: flat buckets by reduction group, gradient reduction, global norm,
-// update, parameter gather; state sharded over the holders of a slice (ZeRO-1, Rajbhandari et al. 2019).
+// AdamW over the trainable parameters of a role: flat buckets by reduction group, gradient reduction, global
+// norm, update, parameter gather; state sharded over the holders of a slice (ZeRO-1, Rajbhandari et al.
+// 2019).
 #pragma once
 
 #include <cstdint>
@@ -18,26 +19,29 @@ namespace athanor::optim {
 
 /// What one update did; equal on all ranks of the role.
 struct UpdateResult {
-  double grad_norm = 0.0;  ///< global L2 norm of the mean gradient, before clipping
+  double grad_norm = 0.0;  ///< global L2 norm of the mean gradient, before clipping; not finite when skipped
   bool skipped = false;    ///< a non-finite gradient somewhere: nothing was changed
 };
 
-/// State of one parameter's owned part, for checkpoints and tests: flat ranges of the local slice.
+/// State of a part of one parameter, for checkpoints and tests: a range of its flattened local slice. The
+/// tensors are views of the optimizer's own storage: writing to them loads a state (then call
+/// publish_master()).
 struct OwnedState {
   std::shared_ptr<parallel::Parameter> parameter;
-  std::int64_t first = 0;   ///< first element of the flattened local slice that this rank owns
-  std::int64_t count = 0;   ///< elements owned (may be 0)
-  at::Tensor master;        ///< [count] accumulation type (aliases the parameter when compute type equals it)
-  at::Tensor exp_avg;       ///< [count]
-  at::Tensor exp_avg_sq;    ///< [count]
+  std::int64_t first = 0;  ///< first element of the flattened local slice that this entry covers
+  std::int64_t count = 0;  ///< elements covered, at least 1
+  at::Tensor master;       ///< [count] accumulation type (aliases the parameter when compute type equals it)
+  at::Tensor exp_avg;      ///< [count]
+  at::Tensor exp_avg_sq;   ///< [count]
 };
 
 class ShardedOptimizer {
  public:
-  /// Re-homes parameter values and attaches gradient accumulators in flat storage. Collective over grid.role().
-  /// Throws ConfigError for wire types that zero = 0 or f64 cannot use.
-  ShardedOptimizer(const OptimOptions& options, base::WireType grad_comm, const parallel::ParameterMap& parameters,
-                   const parallel::ProcessGrid& grid);
+  /// Re-homes parameter values (the same leaves, now views) and attaches gradient accumulators in flat
+  /// storage. `parameters`' tensors must be set and of one type. Collective over grid.role(). Throws
+  /// ConfigError for illegal options and for any `grad_comm` but full, which this version does not send.
+  ShardedOptimizer(const OptimOptions& options, base::WireType grad_comm,
+                   const parallel::ParameterMap& parameters, const parallel::ProcessGrid& grid);
   ~ShardedOptimizer();
   ShardedOptimizer(const ShardedOptimizer&) = delete;
   ShardedOptimizer& operator=(const ShardedOptimizer&) = delete;
@@ -45,8 +49,9 @@ class ShardedOptimizer {
   /// Forgets the gradients; call before the first backward of a step.
   void begin_step();
 
-  /// Sums gradients over their groups, scales by `gradient_scale` (1/N over the loss scale), clips, updates, gathers.
-  /// Collective over the role. `lr` from learning_rate(). On a non-finite gradient anywhere nothing changes.
+  /// Sums gradients over their groups, scales by `gradient_scale` (1/N over the loss scale), clips, updates,
+  /// gathers. Collective over the role. `lr` from learning_rate(). On a non-finite gradient anywhere nothing
+  /// changes.
   struct StepInput {
     double lr = 0.0;
     double gradient_scale = 1.0;
@@ -56,14 +61,19 @@ class ShardedOptimizer {
   /// AdamW's step count (bias correction).
   std::int64_t updates() const;
   void set_updates(std::int64_t updates);
+  /// The state this rank keeps, by reduction group, bucket and parameter. With zero = 1 the entries of the
+  /// holders of a slice cover each of its elements exactly once: a rank may have several entries of a
+  /// parameter, one for each bucket it reaches into, or none. With zero = 0 every holder has one entry with
+  /// all of it. Empty slices have none.
   std::vector<OwnedState> owned_state();
-  /// After master weights were loaded: writes them to the parameters (gathers over groups). Collective.
+  /// After master weights were loaded: writes them to the parameters (gathers over groups). Collective over
+  /// the role.
   void publish_master();
-  /// Seconds of the last step spent in gradient reduction, update and gather.
+  /// Seconds of the last step.
   struct Times {
-    double reduce_s = 0.0;
+    double reduce_s = 0.0;  ///< sums of gradients over groups, and the norm
     double update_s = 0.0;
-    double gather_s = 0.0;
+    double gather_s = 0.0;  ///< parameters back from their owners
   };
   const Times& last_times() const;
 

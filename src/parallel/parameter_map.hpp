@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -103,6 +104,7 @@ class ParameterMap {
  private:
   Options options_;
   std::vector<std::shared_ptr<Parameter>> parameters_;
+  std::unordered_map<std::string, std::shared_ptr<Parameter>> by_name_;
 };
 
 /// f64 for f64, f32 for f32, bf16 and fp16.

@@ -1,0 +1,28 @@
+# Shared by the scripts of this folder: sourced, never run. Sets root and the helpers say, fail, run_timed.
+# shellcheck shell=bash
+
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+export root
+
+say() { printf '== %s\n' "$*" >&2; }
+
+# fail MESSAGE [EXIT_CODE]: what is wrong, why, and what to do, then the end.
+fail() {
+  printf 'error: %s\n' "$1" >&2
+  exit "${2:-70}"
+}
+
+# has COMMAND...: whether all of them can be run.
+has() { [[ "$(command -v "$@" | wc -l)" -eq $# ]]; }
+
+# Number of build or rank processes: all cores that this process may use.
+cores() { nproc; }
+
+# Open MPI refuses root and more ranks than cores unless told otherwise.
+prepare_mpi() {
+  if [[ "$(id -u)" -eq 0 ]]; then
+    export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+  fi
+  export OMPI_MCA_rmaps_base_oversubscribe=1
+  export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+}

@@ -1,0 +1,374 @@
+#include "config/command_line.hpp"
+
+#include <fmt/ranges.h>
+
+#include <boost/program_options.hpp>
+
+#include <algorithm>
+#include <map>
+#include <sstream>
+
+#include "base/error.hpp"
+#include "config/help.hpp"
+#include "config/key.hpp"
+#include "config/suggest.hpp"
+
+namespace athanor::config {
+namespace {
+
+namespace po = boost::program_options;
+
+// The flags that every command has.
+const std::vector<std::string> flag_names = {"help", "print-config", "dry-run",
+                                             "json", "version",      "dump-docs"};
+
+std::string did_you_mean(const std::string& word, const std::vector<std::string>& candidates,
+                         const std::string& otherwise) {
+  const std::string best = nearest(word, candidates);
+  return best.empty() ? otherwise : fmt::format("did you mean {}?", best);
+}
+
+// The command in the leading words of the arguments; `words` are the ones it took.
+Command find_command(const std::vector<std::string>& words) {
+  const std::string all = fmt::format("{}", fmt::join(words, " "));
+  std::vector<std::string> names;
+  for (const Command command : all_commands) {
+    names.emplace_back(command_name(command));
+    if (names.back() == all) {
+      return command;
+    }
+  }
+  const std::vector<std::string> later = {"distill", "checkpoint", "report"};
+  if (std::find(later.begin(), later.end(), words[0]) != later.end()) {
+    throw base::ConfigError("command {} (not in version {}) use one of: {}", words[0], version,
+                            command_list());
+  }
+  if (words[0] == "bench") {
+    throw base::ConfigError("command {} ({}) use: bench step", all,
+                            words.size() == 1 ? "the name of the benchmark is missing"
+                                              : fmt::format("no such benchmark in version {}", version));
+  }
+  for (const std::string& name : names) {
+    if (name == words[0]) {
+      throw base::ConfigError("unexpected argument {} ({} takes options only) write --section.key=value",
+                              words[1], name);
+    }
+  }
+  throw base::ConfigError("unknown command {} (the commands are: {}) {}", all, command_list(),
+                          did_you_mean(all, names, "see athanor --help"));
+}
+
+po::options_description make_options(const RunConfig& defaults) {
+  po::options_description options;
+  for (const std::string& flag : flag_names) {
+    options.add_options()(flag.c_str(), "");
+  }
+  options.add_options()("config", po::value<std::string>(), "");
+  for (const Key& key : all_keys()) {
+    options.add_options()(key.name.c_str(), po::value<std::string>(), key.help.c_str());
+    for (const RoleConfig& role : defaults.roles) {
+      if (key.per_role) {
+        options.add_options()((role.name + "." + key.name).c_str(), po::value<std::string>(),
+                              key.help.c_str());
+      }
+    }
+  }
+  return options;
+}
+
+std::vector<std::string> suggestion_candidates(const RunConfig& config, bool with_flags) {
+  std::vector<std::string> names;
+  for (const Key& key : all_keys()) {
+    names.push_back(key.name);
+  }
+  for (const RoleConfig& role : config.roles) {
+    for (const Key& key : all_keys()) {
+      if (key.per_role) {
+        names.push_back(role.name + "." + key.name);
+      }
+    }
+  }
+  if (with_flags) {
+    names.insert(names.end(), flag_names.begin(), flag_names.end() - 1);
+    names.push_back("config");
+  }
+  return names;
+}
+
+[[noreturn]] void throw_unknown_option(const std::string& name, const RunConfig& config) {
+  std::string best = nearest(name, suggestion_candidates(config, true));
+  throw base::ConfigError(
+      "unknown option --{} (there is no such key) {}", name,
+      best.empty() ? "see athanor <command> --help" : fmt::format("did you mean --{}?", best));
+}
+
+std::vector<po::option> split_options(const std::vector<std::string>& arguments, const RunConfig& config) {
+  const po::options_description options = make_options(config);
+  const int style = po::command_line_style::allow_long | po::command_line_style::long_allow_adjacent |
+                    po::command_line_style::long_allow_next;
+  try {
+    return po::command_line_parser(arguments)
+        .options(options)
+        .style(style)
+        .allow_unregistered()
+        .run()
+        .options;
+  } catch (const po::invalid_command_line_syntax& error) {
+    using Kind = po::invalid_command_line_syntax;
+    const std::string name = error.get_option_name();
+    if (error.kind() == Kind::missing_parameter || error.kind() == Kind::empty_adjacent_parameter) {
+      throw base::ConfigError("{} (its value is missing) write {}=value", name, name);
+    }
+    if (error.kind() == Kind::extra_parameter) {
+      throw base::ConfigError("{} (it takes no value) write {} alone", name, name);
+    }
+    throw base::ConfigError("{} (it cannot be read) write --section.key=value", name);
+  }
+}
+
+// Options in the order in which they were written, flags taken out.
+class CommandLineReader {
+ public:
+  CommandLineReader(const std::vector<std::string>& arguments, ParsedCommand& parsed) : parsed_(parsed) {
+    for (const po::option& option : split_options(arguments, parsed.config)) {
+      read(option);
+    }
+  }
+  const std::string& config_path() const { return config_path_; }
+  const std::vector<Setting>& settings() const { return settings_; }
+
+ private:
+  void read(const po::option& option) {
+    if (option.position_key >= 0 || option.string_key.empty()) {
+      const std::string word = option.original_tokens.empty() ? "" : option.original_tokens[0];
+      throw base::ConfigError(
+          "unexpected argument {} (options are written out in full) write --section.key=value, or "
+          "--help",
+          word);
+    }
+    if (option.unregistered) {
+      throw_unknown_option(option.string_key, parsed_.config);
+    }
+    const std::string value = option.value.empty() ? "" : option.value[0];
+    const auto [seen, is_new] = values_.emplace(option.string_key, value);
+    if (!is_new) {
+      throw base::ConfigError("--{} is repeated ({}) give it once", option.string_key,
+                              option.value.empty() ? "it was there already"
+                                                   : fmt::format("first {}, then {}", seen->second, value));
+    }
+    if (!read_flag(option.string_key)) {
+      if (option.string_key == "config") {
+        config_path_ = value;
+      } else {
+        settings_.push_back(
+            {option.string_key, value, fmt::format("--{}={}", option.string_key, value), true});
+      }
+    }
+  }
+
+  bool read_flag(const std::string& name) {
+    const std::map<std::string, bool ParsedCommand::*> flags = {
+        {"help", &ParsedCommand::help},       {"print-config", &ParsedCommand::print_config},
+        {"dry-run", &ParsedCommand::dry_run}, {"json", &ParsedCommand::json},
+        {"version", &ParsedCommand::version}, {"dump-docs", &ParsedCommand::dump_docs}};
+    const auto flag = flags.find(name);
+    if (flag == flags.end()) {
+      return false;
+    }
+    parsed_.*(flag->second) = true;
+    return true;
+  }
+
+  ParsedCommand& parsed_;
+  std::string config_path_;
+  std::map<std::string, std::string> values_;
+  std::vector<Setting> settings_;
+};
+
+// A setting with its key looked up.
+struct Resolved {
+  const Setting* setting = nullptr;
+  const Key* key = nullptr;
+  int role = -1;  ///< index of the role it is prefixed with; -1: none
+};
+
+Resolved look_up(const Setting& setting, const RunConfig& config) {
+  if (const Key* key = find_key(setting.key)) {
+    return {&setting, key, -1};
+  }
+  const std::size_t dot = setting.key.find('.');
+  const std::string prefix = setting.key.substr(0, dot);
+  const std::string rest = dot == std::string::npos ? "" : setting.key.substr(dot + 1);
+  const Key* key = find_key(rest);
+  for (std::size_t i = 0; i < config.roles.size(); ++i) {
+    if (key != nullptr && prefix == config.roles[i].name) {
+      if (!key->per_role) {
+        throw base::ConfigError("{} ({} belongs to the whole run, not to a role) write {}", setting.origin,
+                                rest, rest);
+      }
+      return {&setting, key, static_cast<int>(i)};
+    }
+  }
+  if (key != nullptr && key->per_role && prefix == "student") {
+    throw base::ConfigError(
+        "{} (there is no role {}: version {} trains the teacher alone) use the prefix teacher.",
+        setting.origin, prefix, version);
+  }
+  throw base::ConfigError(
+      "{} (there is no key {}) {}", setting.origin, setting.key,
+      did_you_mean(setting.key, suggestion_candidates(config, false), "see docs/configuration.md"));
+}
+
+// Why a key that was given on the command line has no meaning there.
+std::string why_not(const Key& key, Command command) {
+  const bool reads_weights = command == Command::evaluate || command == Command::generate;
+  if (reads_weights && key.from_checkpoint) {
+    return "it comes from the checkpoint";
+  }
+  std::vector<std::string> users;
+  for (const Command other : all_commands) {
+    if (contains(key.commands, other)) {
+      users.emplace_back(command_name(other));
+    }
+  }
+  return fmt::format("{} does not use it, only {}", command_name(command), fmt::join(users, ", "));
+}
+
+void apply(const Resolved& resolved, RunConfig& config) {
+  try {
+    for (std::size_t i = 0; i < config.roles.size(); ++i) {
+      if (resolved.role < 0 || resolved.role == static_cast<int>(i)) {
+        resolved.key->set(config, config.roles[i], resolved.setting->value);
+      }
+    }
+  } catch (const BadValue& bad) {
+    throw base::ConfigError("{} {}", resolved.setting->origin, bad.what());
+  }
+}
+
+// Sets unprefixed keys first, then prefixed ones, each in the order of `settings`. Keys of config files that
+// the command does not use are checked and left out: one file may serve several commands.
+void apply_all(const std::vector<Setting>& settings, RunConfig& config, bool only_from_checkpoint) {
+  std::vector<Resolved> list;
+  for (const Setting& setting : settings) {
+    list.push_back(look_up(setting, config));
+  }
+  std::stable_sort(list.begin(), list.end(),
+                   [](const Resolved& a, const Resolved& b) { return a.role < b.role; });
+  for (const Resolved& resolved : list) {
+    const bool is_used = contains(resolved.key->commands, config.command);
+    if (!is_used && resolved.setting->from_command_line) {
+      throw base::ConfigError("{} ({}) leave it out", resolved.setting->origin,
+                              why_not(*resolved.key, config.command));
+    }
+    RunConfig unused = config;
+    apply(resolved, (only_from_checkpoint ? resolved.key->from_checkpoint : is_used) ? config : unused);
+  }
+}
+
+std::vector<std::string> take_command_words(std::vector<std::string>& arguments) {
+  const auto first_option = std::find_if(arguments.begin(), arguments.end(),
+                                         [](const std::string& word) { return word.starts_with('-'); });
+  std::vector<std::string> words(arguments.begin(), first_option);
+  arguments.erase(arguments.begin(), first_option);
+  return words;
+}
+
+}  // namespace
+
+ParsedCommand parse_command_line(int argc, const char* const* argv) {
+  std::vector<std::string> arguments(argv + std::min(argc, 1), argv + argc);
+  const std::vector<std::string> words = take_command_words(arguments);
+  ParsedCommand parsed;
+  if (!words.empty()) {
+    parsed.command = find_command(words);
+    parsed.config.command = *parsed.command;
+  }
+  const CommandLineReader reader(arguments, parsed);
+  if (parsed.help || parsed.version || parsed.dump_docs) {
+    return parsed;
+  }
+  if (!parsed.command) {
+    throw base::ConfigError("no command was given (the commands are: {}) see athanor --help", command_list());
+  }
+  if (!reader.config_path().empty()) {
+    parsed.settings = read_ini(reader.config_path());
+  }
+  parsed.settings.insert(parsed.settings.end(), reader.settings().begin(), reader.settings().end());
+  apply_all(parsed.settings, parsed.config, false);
+  return parsed;
+}
+
+RunConfig resolve_with_base(Command command, const std::vector<Setting>& base,
+                            const std::vector<Setting>& settings) {
+  RunConfig config;
+  config.command = command;
+  apply_all(base, config, true);
+  apply_all(settings, config, false);
+  return config;
+}
+
+namespace {
+
+// "[section]" and "key = value" lines of one role's values; those equal to `common`'s are left out when it is
+// given.
+std::string ini_lines(const RunConfig& config, const RoleConfig& role, const RoleConfig* common) {
+  std::string text;
+  std::string heading;
+  for (const Key& key : all_keys()) {
+    const bool is_shown = contains(key.commands, config.command) || key.from_checkpoint;
+    const std::string value = key.get(config, role);
+    if (!is_shown || (common != nullptr && (!key.per_role || key.get(config, *common) == value))) {
+      continue;
+    }
+    const std::string section = key.section();
+    std::string wanted = section;
+    if (common != nullptr) {
+      wanted = section.empty() ? role.name : role.name + "." + section;
+    }
+    if (wanted != heading) {
+      heading = wanted;
+      text += fmt::format("\n[{}]\n", heading);
+    }
+    text +=
+        fmt::format("{} = {}\n", key.name.substr(section.empty() ? 0 : section.size() + 1), ini_value(value));
+  }
+  return text;
+}
+
+}  // namespace
+
+std::string to_ini(const RunConfig& config) {
+  std::string text =
+      fmt::format("# athanor {}, resolved configuration of {}\n", version, command_name(config.command));
+  text += ini_lines(config, config.roles[0], nullptr);
+  for (std::size_t i = 1; i < config.roles.size(); ++i) {
+    text += ini_lines(config, config.roles[i], &config.roles[0]);
+  }
+  return text;
+}
+
+std::string first_difference(const std::string& ini_a, const std::string& ini_b) {
+  std::istringstream lines_a(ini_a);
+  std::istringstream lines_b(ini_b);
+  const auto split = [](const std::string& line) {
+    const std::size_t equals = line.find(" = ");
+    return equals == std::string::npos ? std::pair(line, line)
+                                       : std::pair(line.substr(0, equals), line.substr(equals + 3));
+  };
+  std::string section;
+  for (std::string line_a, line_b;
+       static_cast<bool>(std::getline(lines_a, line_a)) | static_cast<bool>(std::getline(lines_b, line_b));
+       line_a.clear(), line_b.clear()) {
+    if (line_a != line_b) {
+      return fmt::format("{}{}{} ({} and {})", section, section.empty() ? "" : ".", split(line_a).first,
+                         split(line_a).second, split(line_b).second);
+    }
+    if (line_a.starts_with('[')) {
+      section = line_a.substr(1, line_a.size() - 2);
+    }
+  }
+  return "";
+}
+
+}  // namespace athanor::config

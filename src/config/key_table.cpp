@@ -1,0 +1,355 @@
+// The one table of keys: from it come the options, --help, --print-config, docs/configuration.md and the
+// suggestions for mistyped names. Defaults are those of the structs.
+#include <type_traits>
+#include <utility>
+
+#include "config/key.hpp"
+#include "config/value_text.hpp"
+
+namespace athanor::config {
+namespace {
+
+// What a key says of itself besides its name and field.
+struct About {
+  std::string help;
+  std::string unit{};
+  Range range{};
+};
+
+// Collects keys that share commands and a section.
+class KeyGroup {
+ public:
+  KeyGroup(std::vector<Key>& keys, std::string section, const CommandSet& commands)
+      : keys_(keys), section_(std::move(section)), commands_(commands) {}
+
+  KeyGroup& per_role() {
+    per_role_ = true;
+    return *this;
+  }
+  KeyGroup& from_checkpoint() {
+    from_checkpoint_ = true;
+    return *this;
+  }
+
+  // `field(run, role)` returns a reference to the value.
+  template <typename Field>
+  KeyGroup& add(const std::string& name, Field field, const About& about) {
+    using Value =
+        std::remove_cvref_t<decltype(field(std::declval<RunConfig&>(), std::declval<RoleConfig&>()))>;
+    Key key;
+    key.name = section_.empty() ? name : section_ + "." + name;
+    describe<Value>(key, about);
+    key.unit = about.unit;
+    key.help = about.help;
+    key.per_role = per_role_;
+    key.commands = commands_;
+    key.from_checkpoint = from_checkpoint_;
+    key.get = [field](const RunConfig& run, const RoleConfig& role) { return to_text(field(run, role)); };
+    key.set = [field, range = about.range](RunConfig& run, RoleConfig& role, const std::string& text) {
+      from_text(text, range, field(run, role));
+    };
+    keys_.push_back(std::move(key));
+    return *this;
+  }
+
+ private:
+  template <typename Value>
+  static void describe(Key& key, const About& about) {
+    if constexpr (std::is_same_v<Value, bool>) {
+      key.type = "true or false";
+    } else if constexpr (std::is_enum_v<Value>) {
+      key.type = "one of";
+      key.legal = legal_words<Value>();
+    } else if constexpr (std::is_same_v<Value, std::vector<moe::BalanceKind>>) {
+      key.type = "none or list of";
+      key.legal = legal_words<moe::BalanceKind>();
+    } else if constexpr (std::is_integral_v<Value>) {
+      key.type = "integer";
+      key.legal = about.range.text();
+    } else if constexpr (std::is_floating_point_v<Value>) {
+      key.type = "number";
+      key.legal = about.range.text();
+    } else {
+      key.type = "text";
+    }
+  }
+
+  std::vector<Key>& keys_;
+  std::string section_;
+  CommandSet commands_;
+  bool per_role_ = false;
+  bool from_checkpoint_ = false;
+};
+
+#define RUN(expression)           \
+  [](auto& run, auto&) -> auto& { \
+    return run.expression;        \
+  }
+#define ROLE(expression)           \
+  [](auto&, auto& role) -> auto& { \
+    return role.expression;        \
+  }
+
+const CommandSet uses_weights = commands({Command::evaluate, Command::generate});
+const CommandSet builds_model = commands({Command::train, Command::bench_step});
+const CommandSet runs_model = uses_weights | builds_model;
+
+void add_command_keys(std::vector<Key>& keys) {
+  KeyGroup(keys, "", commands({Command::tokenize}))
+      .add("input", RUN(tokenize.input),
+           {"Text (.txt: one document per blank-line separated block) or JSON lines (.jsonl: one object with "
+            "a text per "
+            "line) to read; a comma-separated list of files or folders."})
+      .add("output", RUN(tokenize.output), {"Token files to write: this path with .bin and .idx."})
+      .add("tokenizer", RUN(tokenize.tokenizer),
+           {"An existing tokenizer to use; empty: train one on the input and write it beside the output."});
+  KeyGroup(keys, "", uses_weights)
+      .add("checkpoint", RUN(source.checkpoint), {"A run folder, or the folder of its weights."})
+      .add("role", RUN(source.role), {"Which role's weights to use."});
+  KeyGroup(keys, "", runs_model)
+      .per_role()
+      .add("ranks", ROLE(ranks),
+           {"Ranks of the role; 0: all of the job. With --dry-run in one process: plan for that many.",
+            "ranks", at_least(0)});
+}
+
+void add_run_keys(std::vector<Key>& keys) {
+  KeyGroup(keys, "run", commands({Command::train}))
+      .add("dir", RUN(run.dir), {"Folder of the run: configuration, log, metrics and weights."});
+  KeyGroup(keys, "run", builds_model)
+      .add("seed", RUN(run.seed),
+           {"Seed of every random number: initial weights, order of the data, dropout."});
+  KeyGroup(keys, "run", runs_model).add("device", RUN(run.device), {"Where to compute."});
+}
+
+void add_model_keys(std::vector<Key>& keys) {
+  KeyGroup(keys, "model", builds_model)
+      .per_role()
+      .from_checkpoint()
+      .add("vocab_size", ROLE(model.vocab_size),
+           {"Tokens of the vocabulary; 0: the tokenizer's.", "tokens", at_least(0)})
+      .add("layers", ROLE(model.layers), {"Transformer layers.", "layers", at_least(1)})
+      .add("hidden", ROLE(model.hidden), {"Width of the residual stream.", "", at_least(1)})
+      .add("heads", ROLE(model.heads), {"Query heads.", "heads", at_least(1)})
+      .add("kv_heads", ROLE(model.kv_heads),
+           {"Key and value heads; divides model.heads.", "heads", at_least(1)})
+      .add("head_dim", ROLE(model.head_dim), {"Width of a head, even; 0: hidden / heads.", "", at_least(0)})
+      .add("qk_norm", ROLE(model.qk_norm), {"RMS norm of each head's queries and keys."})
+      .add("rope_theta", ROLE(model.rope_theta), {"Base of the rotary positions.", "", above(0)})
+      .add("max_seq", ROLE(model.max_seq), {"Longest sequence the model takes.", "tokens", at_least(1)})
+      .add("tie_embeddings", ROLE(model.tie_embeddings), {"The output head uses the embedding's weights."})
+      .add("norm_eps", ROLE(model.norm_eps), {"Added to the mean square in RMS norms.", "", above(0)})
+      .add("ffn", ROLE(model.ffn), {"Inner width of the feed-forward part of dense layers.", "", at_least(1)})
+      .add("dropout", ROLE(model.dropout), {"Share of activations set to zero in training.", "", below(0, 1)})
+      .add("recompute", ROLE(model.recompute),
+           {"Keep only the input of each layer and compute the layer again in backward: less memory, a third "
+            "more work."})
+      .add("init_std", ROLE(model.init_std), {"Standard deviation of the initial weights.", "", above(0)});
+}
+
+void add_moe_keys(std::vector<Key>& keys) {
+  KeyGroup(keys, "moe", builds_model)
+      .per_role()
+      .from_checkpoint()
+      .add("experts", ROLE(model.moe.num_experts),
+           {"Routed experts of a sparse layer; 0: a dense model with model.ffn.", "experts", at_least(0)})
+      .add("top_k", ROLE(model.moe.top_k), {"Experts each token is sent to.", "experts", at_least(1)})
+      .add("ffn", ROLE(model.moe.ffn), {"Inner width of one expert.", "", at_least(1)})
+      .add("shared_experts", ROLE(model.moe.shared_experts),
+           {"Experts that every token passes, besides the routed ones.", "experts", at_least(0)})
+      .add("groups", ROLE(model.moe.groups),
+           {"Groups of neighbouring experts for limited choice; divides moe.experts.", "groups", at_least(1)})
+      .add("group_top_k", ROLE(model.moe.group_top_k),
+           {"Groups a token may choose from; 0: all.", "groups", at_least(0)})
+      .add("score", ROLE(model.moe.score), {"Function from router logits to scores."})
+      .add("normalize_top_k", ROLE(model.moe.normalize_top_k), {"Gates of the chosen experts sum to 1."})
+      .add("capacity_factor", ROLE(model.moe.capacity_factor),
+           {"At most ceil(factor * seq * top_k / experts) choices of a sequence for one expert; 0: no limit.",
+            "", at_least(0)})
+      .add("drop", ROLE(model.moe.drop),
+           {"Which choices stay when there are more than the capacity: the earliest, or those with the "
+            "highest scores."})
+      .add("balance", ROLE(model.moe.balance), {"What keeps the experts' loads even."})
+      .add("balance_counts", ROLE(model.moe.balance_counts),
+           {"Which counts the balance gradient uses: of the previous global batch (the same on every "
+            "layout), or of the current micro-step (depends on dp x batch.micro)."})
+      .add("balance_weight", ROLE(model.moe.balance_weight),
+           {"Weight of the balance losses.", "", at_least(0)})
+      .add("z_weight", ROLE(model.moe.z_weight), {"Weight of the router's z-loss; 0: none.", "", at_least(0)})
+      .add("bias_rate", ROLE(model.moe.bias_rate),
+           {"Step of the bias update when moe.balance has bias.", "", at_least(0)})
+      .add("every", ROLE(model.moe.every),
+           {"Every n-th layer is sparse, the last of each n.", "layers", at_least(1)});
+  KeyGroup(keys, "moe", commands({Command::bench_step}))
+      .per_role()
+      .add("force_uniform", ROLE(model.moe.force_uniform),
+           {"Perfectly balanced choices that ignore the router: for measurements only."});
+}
+
+void add_layout_keys(std::vector<Key>& keys) {
+  KeyGroup(keys, "parallel", runs_model)
+      .per_role()
+      .add("tp", ROLE(parallel.tp),
+           {"Tensor-parallel degree; ranks / tp is the data-parallel degree dp.", "ranks", at_least(1)})
+      .add("ep", ROLE(parallel.ep),
+           {"Expert-parallel degree; divides dp * tp and moe.experts.", "ranks", at_least(1)});
+}
+
+void add_data_keys(std::vector<Key>& keys) {
+  KeyGroup(keys, "data", commands({Command::train}))
+      .from_checkpoint()
+      .add("train", RUN(data.train),
+           {"Token files to train on: a comma-separated list of path[:weight[:domain]], paths without .bin "
+            "and .idx."});
+  KeyGroup(keys, "data", commands({Command::train, Command::evaluate}))
+      .from_checkpoint()
+      .add("valid", RUN(data.valid), {"Held-out token files, as data.train; empty in train: no evaluation."});
+  KeyGroup(keys, "data", runs_model)
+      .from_checkpoint()
+      .add("tokenizer", RUN(data.tokenizer),
+           {"Tokenizer model file: gives model.vocab_size when that is 0, and the text in generate."});
+  KeyGroup(keys, "data", commands({Command::train, Command::evaluate}))
+      .from_checkpoint()
+      .add("reset_attention", RUN(data.reset_attention),
+           {"Documents packed into one sequence do not see each other."});
+}
+
+void add_batch_keys(std::vector<Key>& keys) {
+  KeyGroup(keys, "batch", runs_model & ~commands({Command::generate}))
+      .from_checkpoint()
+      .add("global", RUN(batch.global),
+           {"Sequences of one optimizer step over all ranks.", "sequences", at_least(1)});
+  KeyGroup(keys, "batch", runs_model & ~commands({Command::generate}))
+      .per_role()
+      .add("micro", ROLE(batch_micro),
+           {"Sequences of one forward pass of a data-parallel replica; 0: global / dp, no accumulation.",
+            "sequences", at_least(0)});
+  KeyGroup(keys, "batch", runs_model & ~commands({Command::generate}))
+      .from_checkpoint()
+      .add("seq", RUN(batch.seq), {"Length of a sequence.", "tokens", at_least(1)});
+}
+
+void add_optim_keys(std::vector<Key>& keys) {
+  KeyGroup(keys, "optim", builds_model)
+      .per_role()
+      .add("lr", ROLE(optim.lr), {"Peak learning rate.", "", above(0)})
+      .add("min_lr", ROLE(optim.min_lr), {"Learning rate at the end of the schedule.", "", at_least(0)})
+      .add("beta1", ROLE(optim.beta1), {"Decay of the first moment.", "", below(0, 1)})
+      .add("beta2", ROLE(optim.beta2), {"Decay of the second moment.", "", below(0, 1)})
+      .add("eps", ROLE(optim.eps), {"Added to the root of the second moment.", "", above(0)})
+      .add("weight_decay", ROLE(optim.weight_decay), {"Decoupled weight decay of matrices.", "", at_least(0)})
+      .add("warmup_steps", ROLE(optim.warmup_steps), {"Steps of linear warm-up.", "steps", at_least(0)})
+      .add("schedule", ROLE(optim.schedule), {"Learning rate after the warm-up."})
+      .add("clip", ROLE(optim.clip), {"Largest global gradient norm; 0: no clipping.", "", at_least(0)})
+      .add("zero", ROLE(optim.zero),
+           {"1: optimizer state sharded over the ranks that hold the same parameters; 0: a copy on each.", "",
+            between(0, 1)})
+      .add("max_skips", ROLE(optim.max_skips),
+           {"Steps with a non-finite gradient in a row after which the run stops with exit code 70.", "steps",
+            at_least(1)});
+}
+
+void add_precision_keys(std::vector<Key>& keys) {
+  KeyGroup(keys, "precision", runs_model)
+      .per_role()
+      .from_checkpoint()
+      .add("compute", ROLE(precision.compute),
+           {"Number format of weights and activations; f64 is for tests, fp16 is slow on CPUs."});
+  KeyGroup(keys, "precision", builds_model)
+      .per_role()
+      .add("grad_comm", ROLE(precision.grad_comm),
+           {"Number format of gradients on the wire; full is the accumulation type."})
+      .add("dispatch_comm", ROLE(precision.dispatch_comm),
+           {"Number format of tokens on their way to the experts."})
+      .add("combine_comm", ROLE(precision.combine_comm),
+           {"Number format of the experts' results on their way back."})
+      .add("fp8_format", ROLE(precision.fp8_format), {"FP8 variant, where another precision key is fp8."});
+}
+
+void add_train_keys(std::vector<Key>& keys) {
+  KeyGroup(keys, "train", commands({Command::train}))
+      .add("steps", RUN(train.steps), {"Optimizer steps.", "steps", at_least(1)})
+      .add("log_every", RUN(train.log_every), {"A progress line every so many steps.", "steps", at_least(1)})
+      .add("eval_every", RUN(train.eval_every),
+           {"Evaluation on data.valid every so many steps; 0: only at the end.", "steps", at_least(0)});
+  KeyGroup(keys, "train", commands({Command::train, Command::evaluate}))
+      .add("eval_batches", RUN(train.eval_batches),
+           {"Batches per domain of one evaluation; 0: all.", "batches", at_least(0)});
+}
+
+void add_tool_keys(std::vector<Key>& keys) {
+  KeyGroup(keys, "generate", commands({Command::generate}))
+      .add("prompt", RUN(generate.prompt), {"Text to continue; empty: start a document."})
+      .add("max_new_tokens", RUN(generate.max_new_tokens),
+           {"Tokens to generate at most.", "tokens", at_least(1)})
+      .add("top_k", RUN(generate.top_k),
+           {"Sample among so many most probable tokens; 0: all.", "tokens", at_least(0)})
+      .add("top_p", RUN(generate.top_p),
+           {"Sample among the most probable tokens that together have this probability.",
+            "",
+            {.min = 0, .max = 1, .min_is_legal = false}})
+      .add("temperature", RUN(generate.temperature),
+           {"Divides the logits; 0: always the most probable token.", "", at_least(0)})
+      .add("repetition_penalty", RUN(generate.repetition_penalty),
+           {"Lowers the logits of tokens that were there already; 1: no penalty.", "", above(0)})
+      .add("length_penalty", RUN(generate.length_penalty),
+           {"Beams are compared by log probability / length^penalty.", "", {}})
+      .add("beams", RUN(generate.beams), {"Beams of the search; 1: sampling.", "beams", at_least(1)})
+      .add("seed", RUN(generate.seed), {"Seed of the sampling."});
+  KeyGroup(keys, "tokenize", commands({Command::tokenize}))
+      .add("vocab_size", RUN(tokenize.vocab_size),
+           {"Vocabulary of the tokenizer that is trained.", "tokens", at_least(2)});
+  KeyGroup(keys, "bench", commands({Command::bench_step}))
+      .add("warmup_steps", RUN(bench.warmup_steps), {"Steps before the clock starts.", "steps", at_least(0)})
+      .add("rounds", RUN(bench.rounds),
+           {"Alternations of the GEMM limit and whole steps.", "rounds", at_least(1)})
+      .add("steps_per_round", RUN(bench.steps_per_round),
+           {"Steps timed in one round.", "steps", at_least(1)});
+}
+
+#undef RUN
+#undef ROLE
+
+std::vector<Key> make_keys() {
+  std::vector<Key> keys;
+  add_command_keys(keys);
+  add_run_keys(keys);
+  add_model_keys(keys);
+  add_moe_keys(keys);
+  add_layout_keys(keys);
+  add_data_keys(keys);
+  add_batch_keys(keys);
+  add_optim_keys(keys);
+  add_precision_keys(keys);
+  add_train_keys(keys);
+  add_tool_keys(keys);
+  return keys;
+}
+
+}  // namespace
+
+const std::vector<Section>& all_sections() {
+  static const std::vector<Section> sections = {
+      {"", "Options of commands"},
+      {"run", "The run"},
+      {"model", "The transformer"},
+      {"moe", "Its sparse layers"},
+      {"parallel", "How a role's ranks share the work"},
+      {"data", "Token files and tokenizer"},
+      {"batch", "What one step reads"},
+      {"optim", "AdamW and its schedule"},
+      {"precision", "Number formats"},
+      {"train", "The training loop"},
+      {"generate", "Text generation"},
+      {"tokenize", "From text to token files"},
+      {"bench", "Measurements"},
+  };
+  return sections;
+}
+
+const std::vector<Key>& all_keys() {
+  static const std::vector<Key> keys = make_keys();
+  return keys;
+}
+
+}  // namespace athanor::config

@@ -1,0 +1,133 @@
+// The whole run as plain values: what the command line and the config file resolve to.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/precision.hpp"
+#include "model/transformer_config.hpp"
+#include "optim/optim_options.hpp"
+#include "parallel/process_grid.hpp"
+
+namespace athanor::config {
+
+/// The version that --version prints; a test keeps it equal to the build's.
+inline constexpr std::string_view version = "0.1.0";
+
+/// What the program is asked to do.
+enum class Command { tokenize, train, evaluate, generate, bench_step };
+
+inline constexpr std::array<Command, 5> all_commands = {Command::tokenize, Command::train, Command::evaluate,
+                                                        Command::generate, Command::bench_step};
+/// The words on the command line: "train", "bench step".
+std::string_view command_name(Command command);
+
+enum class DeviceKind { cpu, cuda };
+
+/// `run.*`.
+struct RunSection {
+  std::string dir = "runs/default";
+  std::uint64_t seed = 0;
+  DeviceKind device = DeviceKind::cpu;
+};
+
+/// `data.*`; lists of path[:weight[:domain]].
+struct DataSection {
+  std::string train;
+  std::string valid;
+  std::string tokenizer;
+  bool reset_attention = false;
+};
+
+/// `batch.*` of the run; `batch.micro` belongs to a role.
+struct BatchSection {
+  std::int64_t global = 8;
+  std::int64_t seq = 256;
+};
+
+/// `parallel.*` of a role; the data-parallel degree follows from its number of ranks.
+struct ParallelSection {
+  int tp = 1;
+  int ep = 1;
+};
+
+/// `precision.*` of a role.
+struct PrecisionSection {
+  base::ComputeType compute = base::ComputeType::f32;
+  base::WireType grad_comm = base::WireType::full;
+  base::WireType dispatch_comm = base::WireType::full;
+  base::WireType combine_comm = base::WireType::full;
+  base::Fp8Format fp8_format = base::Fp8Format::e4m3;
+};
+
+/// `train.*`.
+struct TrainSection {
+  std::int64_t steps = 100;
+  std::int64_t log_every = 10;
+  std::int64_t eval_every = 0;
+  std::int64_t eval_batches = 0;
+};
+
+/// `generate.*`.
+struct GenerateSection {
+  std::string prompt;
+  std::int64_t max_new_tokens = 256;
+  std::int64_t top_k = 50;
+  double top_p = 1.0;
+  double temperature = 1.0;
+  double repetition_penalty = 1.2;
+  double length_penalty = 0.8;
+  std::int64_t beams = 1;
+  std::uint64_t seed = 0;
+};
+
+/// `bench.*`.
+struct BenchSection {
+  std::int64_t warmup_steps = 3;
+  std::int64_t rounds = 5;
+  std::int64_t steps_per_round = 3;
+};
+
+/// `input`, `output`, `tokenizer` and `tokenize.*`.
+struct TokenizeSection {
+  std::string input;
+  std::string output;
+  std::string tokenizer;
+  std::int64_t vocab_size = 8192;
+};
+
+/// `checkpoint` and `role`: which weights evaluate and generate read.
+struct SourceSection {
+  std::string checkpoint;
+  std::string role = "teacher";
+};
+
+/// One role of the job: everything that may differ between teacher and student.
+struct RoleConfig {
+  std::string name = "teacher";
+  parallel::RoleKind kind = parallel::RoleKind::teacher;
+  int ranks = 0;  ///< 0: all ranks of the job
+  model::TransformerConfig model;
+  ParallelSection parallel;
+  optim::OptimOptions optim;
+  PrecisionSection precision;
+  std::int64_t batch_micro = 0;  ///< sequences; 0: global / dp
+};
+
+struct RunConfig {
+  Command command = Command::train;
+  RunSection run;
+  DataSection data;
+  BatchSection batch;
+  TrainSection train;
+  GenerateSection generate;
+  BenchSection bench;
+  TokenizeSection tokenize;
+  SourceSection source;
+  std::vector<RoleConfig> roles = {RoleConfig{}};
+};
+
+}  // namespace athanor::config

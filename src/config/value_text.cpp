@@ -1,0 +1,64 @@
+#include "config/value_text.hpp"
+
+#include <algorithm>
+
+namespace athanor::config {
+
+std::string to_text(const std::vector<moe::BalanceKind>& kinds) {
+  std::string list;
+  for (const moe::BalanceKind kind : kinds) {
+    list += (list.empty() ? "" : ",") + to_text(kind);
+  }
+  return list.empty() ? "none" : list;
+}
+
+void from_text(const std::string& text, const Range&, bool& value) {
+  if (text != "true" && text != "false") {
+    throw BadValue("(neither true nor false) use one of: true, false");
+  }
+  value = text == "true";
+}
+
+void from_text(const std::string& text, const Range&, std::string& value) {
+  value = text;
+}
+
+void from_text(const std::string& text, const Range& range, double& value) {
+  const std::string legal = range.text().empty() ? "" : " " + range.text();
+  double parsed = 0.0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), parsed);
+  if (error != std::errc() || end != text.data() + text.size()) {
+    throw BadValue(fmt::format("(not a number) give a number{}", legal));
+  }
+  if (!std::isfinite(parsed)) {
+    throw BadValue(fmt::format("(not finite) give a number{}", legal));
+  }
+  if (!range.holds(parsed)) {
+    throw BadValue(fmt::format("(out of range) give a number{}", legal));
+  }
+  value = parsed;
+}
+
+void from_text(const std::string& text, const Range& range, std::vector<moe::BalanceKind>& kinds) {
+  const std::string advice = "give none, or a comma-separated list of: " + legal_words<moe::BalanceKind>();
+  std::vector<moe::BalanceKind> parsed;
+  std::size_t first = 0;
+  while (text != "none" && first <= text.size()) {
+    const std::size_t comma = std::min(text.find(',', first), text.size());
+    const std::string word = text.substr(first, comma - first);
+    moe::BalanceKind kind{};
+    try {
+      from_text(word, range, kind);
+    } catch (const BadValue&) {
+      throw BadValue(fmt::format("('{}' is not a legal value) {}", word, advice));
+    }
+    if (std::find(parsed.begin(), parsed.end(), kind) != parsed.end()) {
+      throw BadValue(fmt::format("('{}' is there twice) {}", word, advice));
+    }
+    parsed.push_back(kind);
+    first = comma + 1;
+  }
+  kinds = std::move(parsed);
+}
+
+}  // namespace athanor::config

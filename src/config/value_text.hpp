@@ -1,0 +1,150 @@
+// From the text of a value to the value and back, exactly.
+#pragma once
+
+#include <fmt/format.h>
+
+#include <array>
+#include <charconv>
+#include <cmath>
+#include <concepts>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+
+#include "config/key.hpp"
+
+namespace athanor::config {
+
+/// The words for the values of an enum, in the order of documentation.
+template <typename Enum>
+struct EnumWords;
+
+template <>
+struct EnumWords<DeviceKind> {
+  static constexpr std::array<std::pair<std::string_view, DeviceKind>, 2> words{
+      {{"cpu", DeviceKind::cpu}, {"cuda", DeviceKind::cuda}}};
+};
+template <>
+struct EnumWords<base::ComputeType> {
+  static constexpr std::array<std::pair<std::string_view, base::ComputeType>, 4> words{
+      {{"f32", base::ComputeType::f32},
+       {"bf16", base::ComputeType::bf16},
+       {"fp16", base::ComputeType::fp16},
+       {"f64", base::ComputeType::f64}}};
+};
+template <>
+struct EnumWords<base::WireType> {
+  // f32 is a synonym of full; the first word is the one that is written.
+  static constexpr std::array<std::pair<std::string_view, base::WireType>, 4> words{
+      {{"full", base::WireType::full},
+       {"f32", base::WireType::full},
+       {"bf16", base::WireType::bf16},
+       {"fp8", base::WireType::fp8}}};
+};
+template <>
+struct EnumWords<base::Fp8Format> {
+  static constexpr std::array<std::pair<std::string_view, base::Fp8Format>, 2> words{
+      {{"e4m3", base::Fp8Format::e4m3}, {"e5m2", base::Fp8Format::e5m2}}};
+};
+template <>
+struct EnumWords<moe::RouterScore> {
+  static constexpr std::array<std::pair<std::string_view, moe::RouterScore>, 2> words{
+      {{"softmax", moe::RouterScore::softmax}, {"sigmoid", moe::RouterScore::sigmoid}}};
+};
+template <>
+struct EnumWords<moe::BalanceKind> {
+  static constexpr std::array<std::pair<std::string_view, moe::BalanceKind>, 4> words{
+      {{"squared", moe::BalanceKind::squared},
+       {"switch", moe::BalanceKind::switch_loss},
+       {"sequence", moe::BalanceKind::sequence},
+       {"bias", moe::BalanceKind::bias}}};
+};
+template <>
+struct EnumWords<moe::BalanceCounts> {
+  static constexpr std::array<std::pair<std::string_view, moe::BalanceCounts>, 2> words{
+      {{"batch", moe::BalanceCounts::batch}, {"micro_step", moe::BalanceCounts::micro_step}}};
+};
+template <>
+struct EnumWords<moe::DropPolicy> {
+  static constexpr std::array<std::pair<std::string_view, moe::DropPolicy>, 2> words{
+      {{"position", moe::DropPolicy::position}, {"score", moe::DropPolicy::score}}};
+};
+template <>
+struct EnumWords<optim::ScheduleKind> {
+  static constexpr std::array<std::pair<std::string_view, optim::ScheduleKind>, 4> words{
+      {{"constant", optim::ScheduleKind::constant},
+       {"linear", optim::ScheduleKind::linear},
+       {"cosine", optim::ScheduleKind::cosine},
+       {"wsd", optim::ScheduleKind::wsd}}};
+};
+
+/// "f32, bf16, fp16, f64".
+template <typename Enum>
+std::string legal_words() {
+  std::string list;
+  for (const auto& [word, value] : EnumWords<Enum>::words) {
+    list += (list.empty() ? "" : ", ") + std::string(word);
+  }
+  return list;
+}
+
+template <typename Enum>
+requires std::is_enum_v<Enum> std::string to_text(Enum value) {
+  for (const auto& [word, meaning] : EnumWords<Enum>::words) {
+    if (meaning == value) {
+      return std::string(word);
+    }
+  }
+  return fmt::format("{}", static_cast<int>(value));
+}
+inline std::string to_text(bool value) {
+  return value ? "true" : "false";
+}
+inline std::string to_text(const std::string& value) {
+  return value;
+}
+/// Numbers with the fewest digits that read back exactly.
+template <typename Number>
+requires(std::integral<Number> || std::floating_point<Number>) std::string to_text(Number value) {
+  return fmt::format("{}", value);
+}
+std::string to_text(const std::vector<moe::BalanceKind>& kinds);
+
+template <typename Enum>
+requires std::is_enum_v<Enum>
+void from_text(const std::string& text, const Range&, Enum& value) {
+  for (const auto& [word, meaning] : EnumWords<Enum>::words) {
+    if (word == text) {
+      value = meaning;
+      return;
+    }
+  }
+  throw BadValue(fmt::format("(not a legal value) use one of: {}", legal_words<Enum>()));
+}
+void from_text(const std::string& text, const Range& range, bool& value);
+void from_text(const std::string& text, const Range& range, std::string& value);
+void from_text(const std::string& text, const Range& range, double& value);
+void from_text(const std::string& text, const Range& range, std::vector<moe::BalanceKind>& kinds);
+
+template <std::integral Number>
+void from_text(const std::string& text, const Range& range, Number& value) {
+  const std::string legal = range.text().empty() ? "" : " " + range.text();
+  Number parsed{};
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), parsed);
+  const bool is_whole = end == text.data() + text.size();
+  if (error == std::errc::result_out_of_range && is_whole) {
+    throw BadValue(
+        fmt::format("(too large for an integer of {} bits) give an integer{}", sizeof(Number) * 8, legal));
+  }
+  if (error != std::errc() || !is_whole) {
+    throw BadValue(fmt::format("(not an integer) give an integer{}", legal));
+  }
+  if (!range.holds(static_cast<double>(parsed))) {
+    throw BadValue(fmt::format("(out of range) give an integer{}", legal));
+  }
+  value = parsed;
+}
+
+}  // namespace athanor::config

@@ -1,0 +1,112 @@
+#include "kernels/cross_entropy.hpp"
+
+#include "kernels/cpu/elements.hpp"
+
+namespace athanor::kernels::cpu {
+
+namespace {
+
+struct Statistics {
+  template <typename A, typename T>
+  ATHANOR_KERNEL_INLINE static A maximum(const T* x, std::int64_t n) {
+    constexpr int lanes = LaneSum<A>::width;
+    A largest[lanes];
+    for (int j = 0; j < lanes; ++j) {
+      largest[j] = -std::numeric_limits<A>::infinity();
+    }
+    std::int64_t i = 0;
+    for (; i + lanes <= n; i += lanes) {
+      for (int j = 0; j < lanes; ++j) {
+        const A value = load(x[i + j]);
+        largest[j] = value > largest[j] ? value : largest[j];
+      }
+    }
+    for (int j = 0; i < n; ++i, ++j) {
+      const A value = load(x[i]);
+      largest[j] = value > largest[j] ? value : largest[j];
+    }
+    A result = largest[0];
+    for (int j = 1; j < lanes; ++j) {
+      result = largest[j] > result ? largest[j] : result;
+    }
+    return result;
+  }
+
+  template <typename A, typename T>
+  ATHANOR_KERNEL_INLINE static A sum_exp(const T* x, A largest, std::int64_t n) {
+    LaneSum<A> sum;
+    constexpr int lanes = LaneSum<A>::width;
+    std::int64_t i = 0;
+    for (; i + lanes <= n; i += lanes) {
+      for (int j = 0; j < lanes; ++j) {
+        sum.lane[j] += fast_exp(load(x[i + j]) - largest);
+      }
+    }
+    for (int j = 0; i < n; ++i, ++j) {
+      sum.lane[j] += fast_exp(load(x[i]) - largest);
+    }
+    return sum.total();
+  }
+
+  template <typename T, typename A>
+  ATHANOR_KERNEL_INLINE static void run(const T* logits, const std::int64_t* labels, std::int64_t rows,
+                                        std::int64_t vocab, SoftmaxStatistics<A>* statistics) {
+    for (std::int64_t r = 0; r < rows; ++r) {
+      const T* row = logits + r * vocab;
+      const A largest = maximum<A>(row, vocab);
+      const bool here = labels[r] >= 0 && labels[r] < vocab;
+      statistics[r] = {largest, sum_exp<A>(row, largest, vocab), here ? load(row[labels[r]]) : A(0)};
+    }
+  }
+};
+
+struct CrossEntropyBackward {
+  template <typename T, typename A>
+  ATHANOR_KERNEL_INLINE static void run(T* logits, const std::int64_t* labels, const A* maximum, const A* inverse_sum,
+                                        std::int64_t rows, std::int64_t vocab) {
+    for (std::int64_t r = 0; r < rows; ++r) {
+      T* row = logits + r * vocab;
+      const A largest = maximum[r];
+      const A scale = inverse_sum[r];
+      if (scale == A(0)) {
+        for (std::int64_t c = 0; c < vocab; ++c) {
+          row[c] = store<T>(A(0));
+        }
+        continue;
+      }
+      const bool here = labels[r] >= 0 && labels[r] < vocab;
+      // The label's probability is kept in the accumulation type until 1 is subtracted.
+      const A target = here ? fast_exp(load(row[labels[r]]) - largest) * scale - A(1) : A(0);
+      for (std::int64_t c = 0; c < vocab; ++c) {
+        row[c] = store<T>(fast_exp(load(row[c]) - largest) * scale);
+      }
+      if (here) {
+        row[labels[r]] = store<T>(target);
+      }
+    }
+  }
+};
+
+}  // namespace
+
+template <typename T>
+void softmax_statistics(const T* logits, const std::int64_t* labels, std::int64_t rows, std::int64_t vocab,
+                        SoftmaxStatistics<accumulation_t<T>>* statistics) {
+  dispatch<Statistics>(logits, labels, rows, vocab, statistics);
+}
+
+template <typename T>
+void cross_entropy_backward(T* logits, const std::int64_t* labels, const accumulation_t<T>* maximum,
+                            const accumulation_t<T>* inverse_sum, std::int64_t rows, std::int64_t vocab) {
+  dispatch<CrossEntropyBackward>(logits, labels, maximum, inverse_sum, rows, vocab);
+}
+
+#define ATHANOR_INSTANTIATE(T)                                                                                 \
+  template void softmax_statistics<T>(const T*, const std::int64_t*, std::int64_t, std::int64_t,              \
+                                      SoftmaxStatistics<accumulation_t<T>>*);                                 \
+  template void cross_entropy_backward<T>(T*, const std::int64_t*, const accumulation_t<T>*,                  \
+                                          const accumulation_t<T>*, std::int64_t, std::int64_t);
+ATHANOR_FOR_EACH_ELEMENT(ATHANOR_INSTANTIATE)
+#undef ATHANOR_INSTANTIATE
+
+}  // namespace athanor::kernels::cpu

@@ -1,0 +1,43 @@
+// Softmax cross-entropy over rows of logits of which this rank holds a slice of the vocabulary.
+//
+// Legend: rows, v vocabulary entries of this rank (may be 0), A the accumulation type.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/element.hpp"
+
+namespace athanor::kernels {
+
+/// Of one row's slice. Slices combine as M = max of maximum; S = sum of sum_exp * e^(maximum - M); CE = M + log S - sum of
+/// target.
+template <typename A>
+struct SoftmaxStatistics {
+  A maximum;  ///< largest logit; -infinity when v = 0
+  A sum_exp;  ///< sum of e^(logit - maximum); 0 when v = 0
+  A target;   ///< the label's logit; 0 when the label is not in this slice
+};
+
+// softmax_statistics: labels are indices into the slice; any outside [0, v) is not in it.
+// cross_entropy_backward: in place, logits [rows, v] become the gradient of the sum of CE: e^(logit - maximum) * inverse_sum
+//   - [label]; a row with inverse_sum 0 (an ignored label) becomes 0. `maximum` and `inverse_sum` are those of the whole
+//   vocabulary.
+namespace cpu {
+template <typename T>
+void softmax_statistics(const T* logits, const std::int64_t* labels, std::int64_t rows, std::int64_t vocab,
+                        SoftmaxStatistics<accumulation_t<T>>* statistics);
+template <typename T>
+void cross_entropy_backward(T* logits, const std::int64_t* labels, const accumulation_t<T>* maximum,
+                            const accumulation_t<T>* inverse_sum, std::int64_t rows, std::int64_t vocab);
+}  // namespace cpu
+
+namespace reference {
+template <typename T>
+void softmax_statistics(const T* logits, const std::int64_t* labels, std::int64_t rows, std::int64_t vocab,
+                        SoftmaxStatistics<accumulation_t<T>>* statistics);
+template <typename T>
+void cross_entropy_backward(T* logits, const std::int64_t* labels, const accumulation_t<T>* maximum,
+                            const accumulation_t<T>* inverse_sum, std::int64_t rows, std::int64_t vocab);
+}  // namespace reference
+
+}  // namespace athanor::kernels

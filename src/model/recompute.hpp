@@ -1,0 +1,25 @@
+// Activation recomputation: keep a block's input, run the block again in backward (Chen et al. 2016).
+#pragma once
+
+#include <functional>
+
+#include <ATen/core/Tensor.h>
+
+namespace athanor::model {
+
+/// What a recomputable block returns; aux may be undefined.
+struct BlockOutput {
+  at::Tensor y_BsD;
+  at::Tensor aux;
+};
+
+/// Whether a pass of the block is the one that counts (statistics) or its repetition in backward.
+enum class Pass { first, repeated };
+
+using RecomputableBlock = std::function<BlockOutput(const at::Tensor& x_BsD, Pass pass)>;
+
+/// block(x, Pass::first) without keeping its activations; backward runs block(x, Pass::repeated) and differentiates
+/// that. The block issues the same collectives both times. Everything it refers to must live until backward.
+BlockOutput recompute_block(const at::Tensor& x_BsD, const RecomputableBlock& block);
+
+}  // namespace athanor::model

@@ -1,0 +1,72 @@
+// The parameters of one reduction group with equal decay and kind: flat storages, optimizer state, and the
+// four parts of an update. ShardedOptimizer runs these over all groups of a rank.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include "optim/bucket.hpp"
+#include "optim/grad_norm.hpp"
+#include "optim/gradient_reducer.hpp"
+#include "optim/sharded_optimizer.hpp"
+#include "parallel/communicator.hpp"
+#include "parallel/parameter_map.hpp"
+
+namespace athanor::optim::detail {
+
+/// What AdamW needs beside the gradients; the same for all groups of an update.
+struct AdamwStep {
+  const OptimOptions& options;
+  double lr = 0.0;
+  double gradient_scale = 1.0;  ///< 1/N, over the loss scale, times the clipping factor
+  std::int64_t update = 1;      ///< count from 1, for the bias correction
+};
+
+class FlatGroup {
+ public:
+  /// Copies the parameters' values into flat storage, makes them views of it (still the same autograd leaves)
+  /// and attaches their accumulators. All parameters share decay group and kind; `comm` must outlive this.
+  FlatGroup(std::vector<std::shared_ptr<parallel::Parameter>> parameters, const parallel::Communicator& comm,
+            const OptimOptions& options);
+
+  /// Forgets the gradients.
+  void reset_gradients();
+  /// Finishes the accumulators and sums over the group. Collective over the group.
+  void reduce_gradients();
+  /// Adds the squares of the summed gradients of the elements this rank owns: every rank its own part, also
+  /// when zero = 0 keeps the state of all of them.
+  void add_squares(SquareSum& sum) const { sum.add(reducer_.shard()); }
+  /// With zero = 0, brings the sums of the others' parts here; otherwise nothing. Collective over the group.
+  void gather_gradients();
+  void update(const AdamwStep& step);
+  /// With zero = 1, brings the others' updated parameters here; otherwise nothing. Collective over the group.
+  void gather_parameters();
+  /// Writes master weights to the parameters that this rank updates.
+  void write_parameters_from_master();
+  void append_owned_state(std::vector<OwnedState>& states) const;
+
+ private:
+  bool is_sharded() const { return zero_ && comm_->size() > 1; }
+  at::Tensor master_of(const FlatLayout::Range& range) const;
+
+  const parallel::Communicator* comm_;
+  std::vector<std::shared_ptr<parallel::Parameter>> parameters_;
+  bool zero_ = true;
+  FlatLayout layout_;
+  GradientReducer reducer_;
+  std::vector<FlatLayout::Range> held_;  // what this rank keeps state for and updates
+  at::Tensor values_;                    // [total], compute type; the parameters are views of it
+  at::Tensor master_;                    // [held], accumulation type; undefined when values_ have that type
+  at::Tensor exp_avg_;                   // [held]
+  at::Tensor exp_avg_sq_;                // [held]
+};
+
+/// The role's parameters on this rank in flat groups, in one order on all ranks. The communicators are those
+/// of `groups`, which must outlive the result.
+std::vector<std::unique_ptr<FlatGroup>> build_flat_groups(const std::vector<parallel::ReductionGroup>& groups,
+                                                          const OptimOptions& options);
+
+}  // namespace athanor::optim::detail

@@ -1,0 +1,23 @@
+// Shape arithmetic shared by the collectives.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include "parallel/communicator.hpp"
+
+namespace athanor::parallel::detail {
+
+/// Bytes of one row (index of dim 0).
+std::int64_t row_bytes(const at::Tensor& tensor);
+/// Bytes of all elements.
+std::int64_t total_bytes(const at::Tensor& tensor);
+/// The shape of `tensor` with `rows` rows in dim 0.
+std::vector<std::int64_t> with_rows(const at::Tensor& tensor, std::int64_t rows);
+/// Sum of non-negative counts; throws InternalError naming the group when one is negative.
+std::int64_t sum_of_counts(std::span<const std::int64_t> counts, const Communicator& comm);
+
+}  // namespace athanor::parallel::detail

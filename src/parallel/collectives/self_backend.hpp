@@ -1,0 +1,19 @@
+// The collectives of a group of one: copies.
+#pragma once
+
+#include "parallel/collectives/backend.hpp"
+
+namespace athanor::parallel {
+
+/// Backend of null communicators and groups of one rank; needs no MPI.
+class SelfBackend final : public CollectiveBackend {
+ public:
+  void all_to_all_v(at::Tensor& output, const at::Tensor& input, std::span<const std::int64_t> receive_rows,
+                    std::span<const std::int64_t> send_rows) override;
+  void all_gather_v(at::Tensor& output, const at::Tensor& input, std::span<const std::int64_t> rows) override;
+  void all_reduce_integers(at::Tensor& /*tensor*/, ReduceOp /*op*/) override {}
+  void broadcast(at::Tensor& /*tensor*/, int /*root*/) override {}
+  void barrier() override {}
+};
+
+}  // namespace athanor::parallel

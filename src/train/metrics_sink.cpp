@@ -1,0 +1,155 @@
+#include "train/metrics_sink.hpp"
+
+#include <unistd.h>
+
+#include <cmath>
+#include <cstdio>
+
+#include <nlohmann/json.hpp>
+
+#include "base/error.hpp"
+#include "base/log.hpp"
+
+namespace athanor::train {
+namespace {
+
+// A JSON number, or null with a mark on the object for one that JSON cannot hold.
+void put(nlohmann::ordered_json& object, const char* key, double value) {
+  if (std::isfinite(value)) {
+    object[key] = value;
+  } else {
+    object[key] = nullptr;
+    object["nonfinite"] = true;
+  }
+}
+
+nlohmann::ordered_json to_json(const StepTimes& times) {
+  return {{"data", times.data_s},         {"forward", times.forward_s},     {"backward", times.backward_s},
+          {"exchange", times.exchange_s}, {"reduce", times.reduce_s},       {"optimizer", times.optimizer_s},
+          {"gather", times.gather_s},     {"total", times.total_s}};
+}
+
+nlohmann::ordered_json to_json(const StepMetrics& metrics) {
+  nlohmann::ordered_json object;
+  object["role"] = metrics.role;
+  object["step"] = metrics.step;
+  put(object, "loss", metrics.loss);
+  put(object, "perplexity", std::exp(metrics.loss));
+  put(object, "total_loss", metrics.total_loss);
+  put(object, "balance_loss", metrics.balance_loss);
+  for (const auto& [name, value] : metrics.balance_terms) {
+    put(object["balance_terms"], name.c_str(), value);
+  }
+  put(object, "grad_norm", metrics.grad_norm);
+  put(object, "lr", metrics.lr);
+  put(object, "loss_scale", metrics.loss_scale);
+  object["tokens"] = metrics.tokens;
+  put(object, "tokens_per_s", metrics.tokens_per_s);
+  put(object, "expert_use_std", metrics.expert_use_std);
+  object["dropped"] = metrics.dropped;
+  object["skipped"] = metrics.skipped;
+  object["total_skips"] = metrics.total_skips;
+  std::int64_t total_bytes = 0;
+  for (int i = 0; i < parallel::num_traffic_kinds; ++i) {
+    const auto index = static_cast<std::size_t>(i);
+    object["bytes_sent_by"][std::string(parallel::traffic_names[index])] = metrics.bytes_sent[index];
+    total_bytes += metrics.bytes_sent[index];
+  }
+  object["bytes_sent"] = total_bytes;
+  object["peak_rss_bytes"] = metrics.peak_rss_bytes;
+  object["times_s"] = to_json(metrics.times);
+  for (const LayerBalance& layer : metrics.layers) {
+    object["layers"].push_back({{"use_std", layer.use_std},
+                                {"use_max", layer.use_max},
+                                {"use_min", layer.use_min},
+                                {"dropped", layer.dropped},
+                                {"entropy", layer.entropy}});
+  }
+  return object;
+}
+
+std::string format_duration(double seconds) {
+  const auto total = static_cast<std::int64_t>(std::llround(seconds));
+  if (total >= 3600) {
+    return fmt::format("{}h{:02}m", total / 3600, total % 3600 / 60);
+  }
+  return fmt::format("{}m{:02}s", total / 60, total % 60);
+}
+
+}  // namespace
+
+MetricsSink::MetricsSink(const MetricsSinkOptions& options)
+    : options_(options), terminal_(::isatty(STDERR_FILENO) == 1) {
+  if (!options_.path.empty()) {
+    file_.open(options_.path, std::ios::trunc);
+    if (!file_) {
+      throw base::CannotCreateError("cannot write {} (the folder is missing or read-only) choose another run.dir",
+                                    options_.path);
+    }
+  }
+}
+
+MetricsSink::~MetricsSink() {
+  if (line_open_) {
+    std::fputc('\n', stderr);
+  }
+}
+
+void MetricsSink::write_step(const StepMetrics& metrics) {
+  const double step_s = metrics.times.total_s;
+  smoothed_step_s_ = smoothed_step_s_ == 0.0 ? step_s : 0.9 * smoothed_step_s_ + 0.1 * step_s;
+  if (!options_.path.empty()) {
+    file_ << to_json(metrics).dump() << '\n' << std::flush;
+    if (!file_) {
+      throw base::IoError("writing {} failed (disk full?) free space or choose another run.dir", options_.path);
+    }
+    show_progress(metrics);
+  }
+}
+
+void MetricsSink::show_progress(const StepMetrics& metrics) {
+  const double remaining_s = smoothed_step_s_ * static_cast<double>(options_.total_steps - metrics.step);
+  std::string line = fmt::format("step {}/{}  loss {:.4f}  norm {:.3f}  lr {:.2e}  {:.0f} tokens/s  balance std {:.3f}",
+                                 metrics.step, options_.total_steps, metrics.loss, metrics.grad_norm, metrics.lr,
+                                 metrics.tokens_per_s, metrics.expert_use_std);
+  if (metrics.dropped > 0) {
+    line += fmt::format("  dropped {}", metrics.dropped);
+  }
+  if (metrics.skipped) {
+    line += fmt::format("  SKIPPED ({} so far)", metrics.total_skips);
+  }
+  line += fmt::format("  ETA {}", format_duration(remaining_s));
+  const bool due = metrics.step % options_.log_every == 0 || metrics.step == 1 || metrics.step == options_.total_steps;
+  if (terminal_) {
+    std::fprintf(stderr, "\r\033[K%s", line.c_str());
+    std::fflush(stderr);
+    line_open_ = true;
+  }
+  if (due || metrics.skipped) {
+    if (line_open_) {
+      std::fputs("\r\033[K", stderr);
+      line_open_ = false;
+    }
+    base::log_once(metrics.skipped ? base::LogLevel::warning : base::LogLevel::info, line);
+  }
+}
+
+void MetricsSink::write_evaluation(std::int64_t step, const std::vector<infer::DomainLoss>& losses) {
+  if (options_.path.empty()) {
+    return;
+  }
+  nlohmann::ordered_json object;
+  object["evaluation"] = true;
+  object["step"] = step;
+  for (const infer::DomainLoss& domain : losses) {
+    nlohmann::ordered_json& entry = object["domains"][domain.domain];
+    put(entry, "loss", domain.loss);
+    put(entry, "perplexity", domain.perplexity);
+    entry["tokens"] = domain.tokens;
+    base::log_info("evaluation at step {}: {} loss {:.4f}  perplexity {:.2f}  ({} tokens)", step, domain.domain,
+                   domain.loss, domain.perplexity, domain.tokens);
+  }
+  file_ << object.dump() << '\n' << std::flush;
+}
+
+}  // namespace athanor::train

@@ -1,0 +1,41 @@
+// Where a run's numbers go: metrics.jsonl, a progress line on a terminal, plain log lines otherwise.
+#pragma once
+
+#include <cstdint>
+#include <fstream>
+#include <string>
+
+#include "infer/evaluator.hpp"
+#include "train/step_metrics.hpp"
+
+namespace athanor::train {
+
+struct MetricsSinkOptions {
+  std::string path;             ///< metrics.jsonl; empty: none (ranks other than 0)
+  std::int64_t total_steps = 0;
+  std::int64_t log_every = 10;
+};
+
+/// Writes one JSON object a step and one an evaluation; only rank 0 of a role makes one that prints.
+class MetricsSink {
+ public:
+  /// Throws CannotCreateError when the file cannot be opened.
+  explicit MetricsSink(const MetricsSinkOptions& options);
+  ~MetricsSink();
+  MetricsSink(const MetricsSink&) = delete;
+  MetricsSink& operator=(const MetricsSink&) = delete;
+
+  void write_step(const StepMetrics& metrics);
+  void write_evaluation(std::int64_t step, const std::vector<infer::DomainLoss>& losses);
+
+ private:
+  void show_progress(const StepMetrics& metrics);
+
+  MetricsSinkOptions options_;
+  std::ofstream file_;
+  bool terminal_ = false;
+  bool line_open_ = false;
+  double smoothed_step_s_ = 0.0;
+};
+
+}  // namespace athanor::train

@@ -1,0 +1,79 @@
+// One role's training step: model, optimizer and balancing state over a process grid.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/precision.hpp"
+#include "data/batch.hpp"
+#include "data/sampler.hpp"
+#include "model/transformer.hpp"
+#include "optim/sharded_optimizer.hpp"
+#include "parallel/process_grid.hpp"
+#include "train/step_metrics.hpp"
+
+namespace athanor::train {
+
+/// Everything that makes one role: the model and how its ranks share the work.
+struct RoleOptions {
+  std::string name = "teacher";
+  parallel::RoleKind kind = parallel::RoleKind::teacher;
+  model::TransformerConfig model;
+  int tp = 1;
+  int ep = 1;
+  optim::OptimOptions optim;
+  base::ComputeType compute = base::ComputeType::f32;
+  base::WireType grad_comm = base::WireType::full;
+  std::int64_t micro_batch = 0;  ///< sequences of one micro-batch of a replica; 0: global / dp
+};
+
+struct TrainerOptions {
+  RoleOptions role;
+  std::int64_t global_batch = 8;  ///< sequences of a step
+  std::int64_t seq = 256;         ///< tokens of a sequence
+  std::int64_t total_steps = 0;   ///< for the learning-rate schedule
+  std::uint64_t seed = 0;
+};
+
+/// All that outlives a step and can change a later one, except parameters and moments, which the optimizer owns.
+struct TrainState {
+  std::int64_t step = 0;     ///< steps done, skipped ones included
+  std::int64_t tokens = 0;   ///< valid labels seen
+  moe::BalanceState balance;
+  data::DataCursor cursor;
+};
+
+class Trainer {
+ public:
+  /// Builds grid, model and optimizer. Collective over `role`. Throws ConfigError for what the layout cannot hold.
+  Trainer(const TrainerOptions& options, const parallel::Communicator& role);
+  ~Trainer();
+  Trainer(const Trainer&) = delete;
+  Trainer& operator=(const Trainer&) = delete;
+
+  /// One optimizer step over this replica's micro-batches (equal numbers on all replicas; a replica's list may hold
+  /// batches with zero rows). Collective over the role. Throws NumericError after optim.max_skips consecutive skips.
+  StepMetrics step(const std::vector<data::Batch>& micro_batches);
+
+  const TrainerOptions& options() const;
+  const model::Transformer& model() const;
+  const parallel::ParameterMap& parameters() const;
+  const parallel::ProcessGrid& grid() const;
+  optim::ShardedOptimizer& optimizer();
+  TrainState& state();
+  /// Which part of a global batch this rank's replica reads.
+  data::ReplicaSlice replica() const;
+  /// Tests: forces the routing of every sparse layer: called for each micro-batch, gives topk ids [T, K] per layer for
+  /// this rank's routed tokens.
+  using RoutingForcer = std::function<std::vector<at::Tensor>(const nn::TokenBatch&)>;
+  void force_routing(RoutingForcer forcer);
+
+ private:
+  struct Parts;
+  std::unique_ptr<Parts> parts_;
+};
+
+}  // namespace athanor::train
