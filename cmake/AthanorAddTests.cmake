@@ -30,13 +30,14 @@ function(athanor_add_tests folder)
     add_executable(${folder}_mpi_tests ${mpi_sources} ${helper_sources})
     target_link_libraries(${folder}_mpi_tests PRIVATE ${ARG_LINK} athanor_test_support athanor_mpi_main)
     athanor_test_settings(${folder}_mpi_tests ON)
+    set(mpi_environment OMP_NUM_THREADS=1 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+      OMPI_MCA_mpi_yield_when_idle=1)
     foreach(np IN LISTS ARG_NP)
       set(test ${folder}.mpi.np${np})
       add_test(NAME ${test} COMMAND ${MPIEXEC_EXECUTABLE} --oversubscribe --bind-to none -np ${np}
         $<TARGET_FILE:${folder}_mpi_tests>)
       set_tests_properties(${test} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${folder};mpi;${ARG_LABELS}"
-        PROCESSORS ${np}
-        ENVIRONMENT "OMP_NUM_THREADS=1;OMPI_ALLOW_RUN_AS_ROOT=1;OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1;OMPI_MCA_mpi_yield_when_idle=1")
+        PROCESSORS ${np} ENVIRONMENT "${mpi_environment}")
     endforeach()
   endif()
 endfunction()

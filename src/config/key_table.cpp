@@ -97,12 +97,14 @@ const CommandSet runs_model = uses_weights | builds_model;
 void add_command_keys(std::vector<Key>& keys) {
   KeyGroup(keys, "", commands({Command::tokenize}))
       .add("input", RUN(tokenize.input),
-           {"Text (.txt: one document per blank-line separated block) or JSON lines (.jsonl: one object with "
-            "a text per "
-            "line) to read; a comma-separated list of files or folders."})
-      .add("output", RUN(tokenize.output), {"Token files to write: this path with .bin and .idx."})
-      .add("tokenizer", RUN(tokenize.tokenizer),
-           {"An existing tokenizer to use; empty: train one on the input and write it beside the output."});
+           {"Text to read: a comma-separated list of files and folders. .jsonl, .ndjson and .json are JSON "
+            "lines, "
+            "anything else is plain text."})
+      .add("output", RUN(tokenize.options.output),
+           {"Token files to write: this path with .bin and .idx; empty: only train the tokenizer."})
+      .add("tokenizer", RUN(tokenize.options.tokenizer),
+           {"Tokenizer model: used when the file exists, trained there when not; empty: trained at "
+            "OUTPUT.model."});
   KeyGroup(keys, "", uses_weights)
       .add("checkpoint", RUN(source.checkpoint), {"A run folder, or the folder of its weights."})
       .add("role", RUN(source.role), {"Which role's weights to use."});
@@ -297,8 +299,20 @@ void add_tool_keys(std::vector<Key>& keys) {
       .add("beams", RUN(generate.beams), {"Beams of the search; 1: sampling.", "beams", at_least(1)})
       .add("seed", RUN(generate.seed), {"Seed of the sampling."});
   KeyGroup(keys, "tokenize", commands({Command::tokenize}))
-      .add("vocab_size", RUN(tokenize.vocab_size),
-           {"Vocabulary of the tokenizer that is trained.", "tokens", at_least(2)});
+      .add("vocab_size", RUN(tokenize.options.vocab_size),
+           {"Vocabulary of the tokenizer that is trained.", "tokens", at_least(2)})
+      .add("training_bytes", RUN(tokenize.options.training_bytes),
+           {"Text that the tokenizer is trained on, at most.", "bytes", at_least(1)})
+      .add("held_out", RUN(tokenize.options.held_out),
+           {"Share of the documents kept for evaluation: OUTPUT-train and OUTPUT-valid are written; 0: none.",
+            "", between(0, 0.5)})
+      .add("seed", RUN(tokenize.options.seed), {"Chooses the tokenizer's sample and the held-out documents."})
+      .add("split", RUN(tokenize.options.split), {"What separates the documents of a plain text file."})
+      .add("json_field", RUN(tokenize.options.json_field),
+           {"Member of each JSON line that holds the document."})
+      .add("threads", RUN(tokenize.options.threads),
+           {"Encoding threads; 0: one for each core. The output does not depend on it.", "threads",
+            at_least(0)});
   KeyGroup(keys, "bench", commands({Command::bench_step}))
       .add("warmup_steps", RUN(bench.warmup_steps), {"Steps before the clock starts.", "steps", at_least(0)})
       .add("rounds", RUN(bench.rounds),

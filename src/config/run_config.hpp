@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/precision.hpp"
+#include "data/tokenize.hpp"
 #include "model/transformer_config.hpp"
 #include "optim/optim_options.hpp"
 #include "parallel/process_grid.hpp"
@@ -91,12 +92,10 @@ struct BenchSection {
   std::int64_t steps_per_round = 3;
 };
 
-/// `input`, `output`, `tokenizer` and `tokenize.*`.
+/// `input` (a comma-separated list), `output`, `tokenizer` and `tokenize.*`.
 struct TokenizeSection {
   std::string input;
-  std::string output;
-  std::string tokenizer;
-  std::int64_t vocab_size = 8192;
+  data::TokenizeOptions options;
 };
 
 /// `checkpoint` and `role`: which weights evaluate and generate read.

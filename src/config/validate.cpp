@@ -221,10 +221,13 @@ void check_role(const RunConfig& config, const RoleConfig& role, int world_size)
 }
 
 void check_tokenize(const RunConfig& config, int world_size) {
-  const TokenizeSection& options = config.tokenize;
-  if (options.input.empty() || options.output.empty()) {
-    const char* missing = options.input.empty() ? "input" : "output";
-    throw ConfigError("--{} is missing (tokenize needs input and output) give --{}=PATH", missing, missing);
+  if (config.tokenize.input.empty()) {
+    throw ConfigError("--input is missing (there is no text to tokenize) give --input=FILES");
+  }
+  if (config.tokenize.options.output.empty() && config.tokenize.options.tokenizer.empty()) {
+    throw ConfigError(
+        "--output is missing (the token files need a name) give --output=PATH, or --tokenizer=MODEL to "
+        "train a tokenizer alone");
   }
   if (world_size > 1) {
     throw ConfigError("tokenize was started on {} ranks (it works on one) start it without mpirun",

@@ -4,10 +4,15 @@
 
 namespace athanor::config {
 
+std::string in_range(const Range& range) {
+  const std::string text = range.text();
+  return text.empty() ? text : fmt::format(" {}", text);
+}
+
 std::string to_text(const std::vector<moe::BalanceKind>& kinds) {
   std::string list;
   for (const moe::BalanceKind kind : kinds) {
-    list += (list.empty() ? "" : ",") + to_text(kind);
+    list += fmt::format("{}{}", list.empty() ? "" : ",", to_text(kind));
   }
   return list.empty() ? "none" : list;
 }
@@ -24,7 +29,7 @@ void from_text(const std::string& text, const Range&, std::string& value) {
 }
 
 void from_text(const std::string& text, const Range& range, double& value) {
-  const std::string legal = range.text().empty() ? "" : " " + range.text();
+  const std::string legal = in_range(range);
   double parsed = 0.0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), parsed);
   if (error != std::errc() || end != text.data() + text.size()) {
@@ -40,7 +45,8 @@ void from_text(const std::string& text, const Range& range, double& value) {
 }
 
 void from_text(const std::string& text, const Range& range, std::vector<moe::BalanceKind>& kinds) {
-  const std::string advice = "give none, or a comma-separated list of: " + legal_words<moe::BalanceKind>();
+  const std::string advice =
+      fmt::format("give none, or a comma-separated list of: {}", legal_words<moe::BalanceKind>());
   std::vector<moe::BalanceKind> parsed;
   std::size_t first = 0;
   while (text != "none" && first <= text.size()) {

@@ -49,6 +49,11 @@ struct EnumWords<base::Fp8Format> {
       {{"e4m3", base::Fp8Format::e4m3}, {"e5m2", base::Fp8Format::e5m2}}};
 };
 template <>
+struct EnumWords<data::DocumentSplit> {
+  static constexpr std::array<std::pair<std::string_view, data::DocumentSplit>, 2> words{
+      {{"blank_lines", data::DocumentSplit::blank_lines}, {"files", data::DocumentSplit::files}}};
+};
+template <>
 struct EnumWords<moe::RouterScore> {
   static constexpr std::array<std::pair<std::string_view, moe::RouterScore>, 2> words{
       {{"softmax", moe::RouterScore::softmax}, {"sigmoid", moe::RouterScore::sigmoid}}};
@@ -80,12 +85,15 @@ struct EnumWords<optim::ScheduleKind> {
        {"wsd", optim::ScheduleKind::wsd}}};
 };
 
+/// " >= 1" to put after "give a number"; "" when everything is legal.
+std::string in_range(const Range& range);
+
 /// "f32, bf16, fp16, f64".
 template <typename Enum>
 std::string legal_words() {
   std::string list;
   for (const auto& [word, value] : EnumWords<Enum>::words) {
-    list += (list.empty() ? "" : ", ") + std::string(word);
+    list += fmt::format("{}{}", list.empty() ? "" : ", ", word);
   }
   return list;
 }
@@ -130,7 +138,7 @@ void from_text(const std::string& text, const Range& range, std::vector<moe::Bal
 
 template <std::integral Number>
 void from_text(const std::string& text, const Range& range, Number& value) {
-  const std::string legal = range.text().empty() ? "" : " " + range.text();
+  const std::string legal = in_range(range);
   Number parsed{};
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), parsed);
   const bool is_whole = end == text.data() + text.size();

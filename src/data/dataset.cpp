@@ -1,6 +1,7 @@
 #include "data/dataset.hpp"
 
 #include <algorithm>
+#include <filesystem>
 #include <limits>
 #include <map>
 #include <mutex>
@@ -25,13 +26,15 @@ struct DomainFiles {
 // Sources by domain, in order of first mention; the files of a domain share the sum of their weights.
 std::vector<DomainFiles> open_domains(const std::vector<SourceSpec>& sources) {
   if (sources.empty()) {
-    throw base::ConfigError("no data source is given (there is nothing to read) set data.train or data.valid to "
-                            "path[:weight[:domain]]");
+    throw base::ConfigError(
+        "no data source is given (there is nothing to read) set data.train or data.valid to "
+        "path[:weight[:domain]]");
   }
   std::vector<DomainFiles> domains;
   std::map<std::string, std::size_t> by_name;
   for (const SourceSpec& source : sources) {
-    const std::string& name = source.domain.empty() ? source.path : source.domain;
+    const std::string name =
+        source.domain.empty() ? std::filesystem::path(source.path).filename().string() : source.domain;
     const auto [known, is_new] = by_name.emplace(name, domains.size());
     if (is_new) {
       domains.push_back({name, 0.0, {}});
@@ -75,11 +78,13 @@ struct Dataset::State {
   void mark_documents(Batch& batch, std::int64_t row, const std::vector<std::int64_t>& starts) const;
 };
 
-Dataset::State::State(const DatasetOptions& options) : seq(options.seq), reset_attention(options.reset_attention) {
+Dataset::State::State(const DatasetOptions& options)
+    : seq(options.seq), reset_attention(options.reset_attention) {
   if (seq < 1 || seq >= std::numeric_limits<std::int32_t>::max()) {
-    throw base::ConfigError("batch.seq is {} (a sample has at least one token, and fewer than 2^31) set it to the "
-                            "length of a training sequence",
-                            seq);
+    throw base::ConfigError(
+        "batch.seq is {} (a sample has at least one token, and fewer than 2^31) set it to the "
+        "length of a training sequence",
+        seq);
   }
   std::vector<MixtureDomain> mixed;
   std::vector<std::uint64_t> parts;
@@ -87,9 +92,10 @@ Dataset::State::State(const DatasetOptions& options) : seq(options.seq), reset_a
     Domain domain{PackedStream(std::move(found.files)), 0};
     domain.num_samples = std::max<std::int64_t>(0, (domain.stream.num_tokens() - 1) / seq);
     if (domain.num_samples == 0) {
-      throw base::DataError("domain {} is smaller than one sample ({} has {} tokens, batch.seq={} takes {}) add text "
-                            "or lower batch.seq",
-                            found.name, describe_files(domain.stream), domain.stream.num_tokens(), seq, seq + 1);
+      throw base::DataError(
+          "domain {} is smaller than one sample ({} has {} tokens, batch.seq={} takes {}) add text "
+          "or lower batch.seq",
+          found.name, describe_files(domain.stream), domain.stream.num_tokens(), seq, seq + 1);
     }
     parts.push_back(base::hash_string(found.name));
     for (const TokenFile& file : domain.stream.files()) {
@@ -123,7 +129,8 @@ Batch Dataset::State::make_batch(std::int64_t rows) const {
   return batch;
 }
 
-void Dataset::State::fill_row(Batch& batch, std::int64_t row, std::int64_t domain, std::int64_t sample) const {
+void Dataset::State::fill_row(Batch& batch, std::int64_t row, std::int64_t domain,
+                              std::int64_t sample) const {
   const PackedStream& stream = at(domain).stream;
   std::vector<std::int32_t> ids(static_cast<std::size_t>(seq) + 1);
   stream.read(sample * seq, ids);
@@ -135,7 +142,8 @@ void Dataset::State::fill_row(Batch& batch, std::int64_t row, std::int64_t domai
 }
 
 // `starts` are the columns at which a new document begins.
-void Dataset::State::mark_documents(Batch& batch, std::int64_t row, const std::vector<std::int64_t>& starts) const {
+void Dataset::State::mark_documents(Batch& batch, std::int64_t row,
+                                    const std::vector<std::int64_t>& starts) const {
   std::size_t next = 0;
   std::int64_t begin = 0;
   for (std::int64_t column = 0; column < seq; ++column) {
@@ -154,8 +162,12 @@ Dataset::~Dataset() = default;
 Dataset::Dataset(Dataset&&) noexcept = default;
 Dataset& Dataset::operator=(Dataset&&) noexcept = default;
 
-const std::vector<std::string>& Dataset::domain_names() const { return state_->names; }
-std::int64_t Dataset::num_samples(std::int64_t domain) const { return state_->at(domain).num_samples; }
+const std::vector<std::string>& Dataset::domain_names() const {
+  return state_->names;
+}
+std::int64_t Dataset::num_samples(std::int64_t domain) const {
+  return state_->at(domain).num_samples;
+}
 
 std::int64_t Dataset::num_samples() const {
   std::int64_t total = 0;
@@ -182,7 +194,9 @@ std::int64_t Dataset::max_token_id() const {
   return state_->max_token_id;
 }
 
-std::uint64_t Dataset::fingerprint() const { return state_->fingerprint; }
+std::uint64_t Dataset::fingerprint() const {
+  return state_->fingerprint;
+}
 
 Batch Dataset::read_training(std::int64_t first, std::int64_t rows) const {
   Batch batch = state_->make_batch(rows);

@@ -21,9 +21,10 @@ std::vector<SourceSpec> parse_sources(const std::string& list);
 
 struct DatasetOptions {
   std::vector<SourceSpec> sources;
-  std::int64_t seq = 256;           ///< tokens of a sample; sample i is the seq+1 tokens from i*seq of the packed stream
+  std::int64_t seq =
+      256;  ///< tokens of a sample; sample i is the seq+1 tokens from i*seq of the packed stream
   std::uint64_t seed = 0;
-  bool reset_attention = false;     ///< documents do not see each other; labels across a boundary stay valid
+  bool reset_attention = false;  ///< documents do not see each other; labels across a boundary stay valid
 };
 
 /// Memory-mapped, read-only, thread-safe. Files that share a domain are one packed stream, in list order.
@@ -44,11 +45,11 @@ class Dataset {
   /// Stable hash of the files' contents description (sizes, index bytes): guards pairings and resumes.
   std::uint64_t fingerprint() const;
 
-  /// Rows for training positions [first, first + rows) of the mixture's endless order: pure arithmetic, no replay
-  /// (design section 8).
+  /// Rows for training positions [first, first + rows) of the mixture's endless order: pure arithmetic, no
+  /// replay (design section 8).
   Batch read_training(std::int64_t first, std::int64_t rows) const;
-  /// Rows for samples [first, first + rows) of one domain in file order (evaluation). sample_ids count from 0 within
-  /// the domain. Rows past the end are left out.
+  /// Rows for samples [first, first + rows) of one domain in file order (evaluation). sample_ids count from 0
+  /// within the domain. Rows past the end are left out.
   Batch read_in_order(std::int64_t domain, std::int64_t first, std::int64_t rows) const;
 
  private:

@@ -48,7 +48,8 @@ Mixture::Mixture(std::vector<MixtureDomain> domains, std::uint64_t seed)
   for (std::size_t i = 0; i < domains_.size(); ++i) {
     if (positions_per_period_[i] == 0) {
       throw base::ConfigError(
-          "domain {} would never be read (its weight {} gives it no position in a period of {}) raise its weight to "
+          "domain {} would never be read (its weight {} gives it no position in a period of {}) raise its "
+          "weight to "
           "at least 1/{} of the sum, or leave it out",
           domains_[i].name, domains_[i].weight, period, period);
     }

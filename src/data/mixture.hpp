@@ -14,8 +14,8 @@ namespace athanor::data {
 
 /// One domain of a mixture.
 struct MixtureDomain {
-  std::string name;              ///< keys the domain's order: it does not change when other domains come or go
-  double weight = 1.0;           ///< > 0; only ratios count
+  std::string name;     ///< keys the domain's order: it does not change when other domains come or go
+  double weight = 1.0;  ///< > 0; only ratios count
   std::int64_t num_samples = 0;  ///< >= 1
 };
 
@@ -25,15 +25,16 @@ struct MixtureSample {
   std::int64_t sample = 0;  ///< index within the domain
 };
 
-/// Positions come in periods of 1,024. In each, domain d has the same number n_d of positions (largest remainder of
-/// its weight), placed by a permutation keyed by (seed, period); its j-th one, in order of position, is element
-/// period * n_d + j of the domain's endless order, which is one keyed permutation of its samples per epoch. All of it
-/// is arithmetic: no position needs the ones before it. Thread-safe.
+/// Positions come in periods of 1,024. In each, domain d has the same number n_d of positions (largest
+/// remainder of its weight), placed by a permutation keyed by (seed, period); its j-th one, in order of
+/// position, is element period * n_d + j of the domain's endless order, which is one keyed permutation of its
+/// samples per epoch. All of it is arithmetic: no position needs the ones before it. Thread-safe.
 class Mixture {
  public:
   static constexpr std::int64_t period = 1024;
 
-  /// Throws ConfigError for a weight that is not positive and finite, or so small that a domain gets no position.
+  /// Throws ConfigError for a weight that is not positive and finite, or so small that a domain gets no
+  /// position.
   Mixture(std::vector<MixtureDomain> domains, std::uint64_t seed);
 
   /// n_d of each domain; they sum to `period`.

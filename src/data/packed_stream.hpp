@@ -19,7 +19,8 @@ class PackedStream {
   std::int64_t num_tokens() const { return starts_.back(); }
   /// Copies the ids [first, first + out.size()) of the stream.
   void read(std::int64_t first, std::span<std::int32_t> out) const;
-  /// Offsets from `first`, ascending and each once, of the documents that start inside (first, first + count).
+  /// Offsets from `first`, ascending and each once, of the documents that start inside (first, first +
+  /// count).
   std::vector<std::int64_t> document_starts(std::int64_t first, std::int64_t count) const;
   /// Largest id of all files; -1 when there is none.
   std::int64_t max_token_id() const;

@@ -7,8 +7,8 @@
 
 namespace athanor::data {
 
-/// The permutation of 0 .. size-1 that belongs to (stream, epoch). A Feistel network over Philox on the next power of
-/// four, walked until it lands below `size`: constant memory, a few microseconds per element.
+/// The permutation of 0 .. size-1 that belongs to (stream, epoch). A Feistel network over Philox on the next
+/// power of four, walked until it lands below `size`: constant memory, a few microseconds per element.
 class KeyedPermutation {
  public:
   /// `size` >= 1.

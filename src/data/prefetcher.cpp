@@ -12,7 +12,10 @@ namespace athanor::data {
 
 struct Prefetcher::State {
   State(const BatchSampler& sampler_in, const DataCursor& start, int depth_in)
-      : sampler(sampler_in), depth(static_cast<std::size_t>(std::max(1, depth_in))), taken(start), unread(start) {}
+      : sampler(sampler_in),
+        depth(static_cast<std::size_t>(std::max(1, depth_in))),
+        taken(start),
+        unread(start) {}
 
   void run();
 

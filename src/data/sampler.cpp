@@ -10,15 +10,17 @@ BatchSampler::BatchSampler(const Dataset& dataset, const SamplerOptions& options
   ATHANOR_CHECK(replica.count >= 1 && replica.index >= 0 && replica.index < replica.count, "replica {} of {}",
                 replica.index, replica.count);
   if (options.global_batch < 1 || options.global_batch % replica.count != 0) {
-    throw base::ConfigError("batch.global={} is not a positive multiple of the {} data-parallel replicas (each reads "
-                            "the same number of sequences) use a multiple of {}",
-                            options.global_batch, replica.count, replica.count);
+    throw base::ConfigError(
+        "batch.global={} is not a positive multiple of the {} data-parallel replicas (each reads "
+        "the same number of sequences) use a multiple of {}",
+        options.global_batch, replica.count, replica.count);
   }
   const std::int64_t per_replica = options.global_batch / replica.count;
   if (options.micro_batch < 1 || per_replica % options.micro_batch != 0) {
-    throw base::ConfigError("batch.micro={} does not divide the {} sequences of a replica (batch.global={} over {} "
-                            "replicas) use a divisor of {}",
-                            options.micro_batch, per_replica, options.global_batch, replica.count, per_replica);
+    throw base::ConfigError(
+        "batch.micro={} does not divide the {} sequences of a replica (batch.global={} over {} "
+        "replicas) use a divisor of {}",
+        options.micro_batch, per_replica, options.global_batch, replica.count, per_replica);
   }
 }
 

@@ -21,8 +21,8 @@ struct SamplerOptions {
   ReplicaSlice replica;
 };
 
-/// Replica r reads positions [r*G/count, (r+1)*G/count) of each global batch of G, in micro-batches of consecutive
-/// rows. Throws ConfigError when the numbers do not divide.
+/// Replica r reads positions [r*G/count, (r+1)*G/count) of each global batch of G, in micro-batches of
+/// consecutive rows. Throws ConfigError when the numbers do not divide.
 class BatchSampler {
  public:
   BatchSampler(const Dataset& dataset, const SamplerOptions& options);

@@ -36,9 +36,10 @@ double parse_weight(std::string_view text, std::string_view entry) {
   double weight = 0.0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), weight);
   if (error != std::errc{} || end != text.data() + text.size() || !std::isfinite(weight) || weight <= 0.0) {
-    throw base::ConfigError("the data source \"{}\" has the weight \"{}\" (a positive number is needed) write "
-                            "path:weight:domain, for instance corpus/prose-train:0.7:prose",
-                            entry, text);
+    throw base::ConfigError(
+        "the data source \"{}\" has the weight \"{}\" (a positive number is needed) write "
+        "path:weight:domain, for instance corpus/prose-train:0.7:prose",
+        entry, text);
   }
   return weight;
 }
@@ -46,9 +47,10 @@ double parse_weight(std::string_view text, std::string_view entry) {
 SourceSpec parse_source(std::string_view entry) {
   const std::vector<std::string_view> fields = split(entry, ':');
   if (fields.size() > 3 || trimmed(fields[0]).empty()) {
-    throw base::ConfigError("the data source \"{}\" cannot be read (the form is path[:weight[:domain]], separated "
-                            "by commas) correct it",
-                            entry);
+    throw base::ConfigError(
+        "the data source \"{}\" cannot be read (the form is path[:weight[:domain]], separated "
+        "by commas) correct it",
+        entry);
   }
   SourceSpec spec;
   spec.path = token_file_prefix(std::string(trimmed(fields[0])));
@@ -60,9 +62,10 @@ SourceSpec parse_source(std::string_view entry) {
     spec.domain = trimmed(fields[2]);
   }
   if (spec.domain.empty()) {
-    throw base::ConfigError("the data source \"{}\" names no domain (the path ends in a folder, or the domain after "
-                            "the second colon is empty) give the path without .bin, or a domain",
-                            entry);
+    throw base::ConfigError(
+        "the data source \"{}\" names no domain (the path ends in a folder, or the domain after "
+        "the second colon is empty) give the path without .bin, or a domain",
+        entry);
   }
   return spec;
 }
@@ -79,17 +82,19 @@ std::vector<SourceSpec> parse_sources(const std::string& list) {
   for (const std::string_view entry : split(list, ',')) {
     const SourceSpec spec = parse_source(trimmed(entry));
     if (!seen_paths.emplace(spec.path, entry).second) {
-      throw base::ConfigError("the data source {} is listed twice (each file belongs to one domain once) raise its "
-                              "weight instead",
-                              spec.path);
+      throw base::ConfigError(
+          "the data source {} is listed twice (each file belongs to one domain once) raise its "
+          "weight instead",
+          spec.path);
     }
     // Two files that merely end in the same name are most likely not meant as one domain.
     const bool named = split(entry, ':').size() == 3;
     const auto [known, is_new] = domain_is_named.emplace(spec.domain, named);
     if (!is_new && !(named && known->second)) {
-      throw base::ConfigError("two data sources fall into the domain \"{}\" (\"{}\" is the second, and the name comes "
-                              "from a path) name the domain of both: path:weight:domain",
-                              spec.domain, entry);
+      throw base::ConfigError(
+          "two data sources fall into the domain \"{}\" (\"{}\" is the second, and the name comes "
+          "from a path) name the domain of both: path:weight:domain",
+          spec.domain, entry);
     }
     sources.push_back(spec);
   }

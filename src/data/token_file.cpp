@@ -29,12 +29,18 @@ T load(const std::byte* bytes, std::int64_t index = 0) {
 template <typename Body>
 auto dispatch(TokenType type, Body body) {
   switch (type) {
-    case TokenType::uint8: return body(std::uint8_t{});
-    case TokenType::int8: return body(std::int8_t{});
-    case TokenType::int16: return body(std::int16_t{});
-    case TokenType::uint16: return body(std::uint16_t{});
-    case TokenType::int32: return body(std::int32_t{});
-    case TokenType::int64: return body(std::int64_t{});
+    case TokenType::uint8:
+      return body(std::uint8_t{});
+    case TokenType::int8:
+      return body(std::int8_t{});
+    case TokenType::int16:
+      return body(std::int16_t{});
+    case TokenType::uint16:
+      return body(std::uint16_t{});
+    case TokenType::int32:
+      return body(std::int32_t{});
+    case TokenType::int64:
+      return body(std::int64_t{});
   }
   throw base::InternalError("token type {} (it is not in the table) report this", static_cast<int>(type));
 }
@@ -51,11 +57,13 @@ TokenType token_type_for(std::int64_t vocab_size) {
 
 std::string token_file_prefix(const std::string& path) {
   const std::string_view view(path);
-  return std::string(view.ends_with(".bin") || view.ends_with(".idx") ? view.substr(0, view.size() - 4) : view);
+  return std::string(view.ends_with(".bin") || view.ends_with(".idx") ? view.substr(0, view.size() - 4)
+                                                                      : view);
 }
 
 struct TokenFile::State {
-  State(const std::string& prefix_in) : prefix(prefix_in), index(prefix_in + ".idx"), bin(prefix_in + ".bin") {}
+  State(const std::string& prefix_in)
+      : prefix(prefix_in), index(prefix_in + ".idx"), bin(prefix_in + ".bin") {}
 
   std::string prefix;
   detail::MappedFile index;
@@ -67,8 +75,8 @@ struct TokenFile::State {
   const std::byte* sizes = nullptr;             // int32 [sequences]
   const std::byte* pointers = nullptr;          // int64 [sequences]
   const std::byte* document_entries = nullptr;  // int64, at least [documents]
-  // Stream offset of each sequence; empty when the sequences lie end to end in .bin, where it follows from the
-  // position in the file (large corpora then need no memory at all).
+  // Stream offset of each sequence; empty when the sequences lie end to end in .bin, where it follows from
+  // the position in the file (large corpora then need no memory at all).
   std::vector<std::int64_t> starts;
 
   void parse_header();
@@ -85,13 +93,15 @@ void TokenFile::State::parse_header() {
   if (bytes.size() < detail::index_magic.size() ||
       std::memcmp(bytes.data(), detail::index_magic.data(), detail::index_magic.size()) != 0) {
     throw base::DataError(
-        "{} is not a token index (it does not begin with MMIDIDX) make token files with `athanor tokenize` or "
+        "{} is not a token index (it does not begin with MMIDIDX) make token files with `athanor tokenize` "
+        "or "
         "Megatron-LM's preprocess_data.py",
         index.path());
   }
   if (static_cast<std::int64_t>(bytes.size()) < detail::index_header_bytes) {
-    throw base::DataError("{} is truncated (its header takes {} bytes, the file has {}) copy or make it again",
-                          index.path(), detail::index_header_bytes, bytes.size());
+    throw base::DataError(
+        "{} is truncated (its header takes {} bytes, the file has {}) copy or make it again", index.path(),
+        detail::index_header_bytes, bytes.size());
   }
   const auto version = load<std::uint64_t>(bytes.data() + 9);
   if (version != detail::index_version) {
@@ -115,12 +125,13 @@ void TokenFile::State::check_sizes() {
   const auto d = load<std::uint64_t>(bytes.data() + 26);
   // Counts beyond the file's own size would overflow the sum below.
   const bool absurd = s > bytes.size() || d > bytes.size();
-  const std::int64_t expected =
-      absurd ? std::numeric_limits<std::int64_t>::max()
-             : detail::index_header_bytes + static_cast<std::int64_t>(s) * 12 + static_cast<std::int64_t>(d) * 8;
+  const std::int64_t expected = absurd ? std::numeric_limits<std::int64_t>::max()
+                                       : detail::index_header_bytes + static_cast<std::int64_t>(s) * 12 +
+                                             static_cast<std::int64_t>(d) * 8;
   if (size < expected) {
     throw base::DataError(
-        "{} is truncated or damaged (it announces {} sequences and {} document entries, which take {}, the file "
+        "{} is truncated or damaged (it announces {} sequences and {} document entries, which take {}, the "
+        "file "
         "has {} bytes) copy or make it again",
         index.path(), s, d, absurd ? "more than any file" : fmt::format("{} bytes", expected), size);
   }
@@ -129,7 +140,8 @@ void TokenFile::State::check_sizes() {
   const std::int64_t with_modes = expected + sequences;
   if (size != expected && size != with_modes) {
     throw base::DataError(
-        "{} is damaged or foreign (its {} sequences and {} document entries take {} bytes, or {} with modes, the "
+        "{} is damaged or foreign (its {} sequences and {} document entries take {} bytes, or {} with modes, "
+        "the "
         "file has {}) copy or make it again",
         index.path(), s, d, expected, with_modes, size);
   }
@@ -143,7 +155,8 @@ void TokenFile::State::check_modes() const {
   for (const std::byte* mode = modes; mode != index.bytes().data() + index.bytes().size(); ++mode) {
     if (*mode != std::byte{0}) {
       throw base::DataError(
-          "{} is multimodal (sequence {} has mode {}, only mode 0, text, can be trained on) take the text out into "
+          "{} is multimodal (sequence {} has mode {}, only mode 0, text, can be trained on) take the text "
+          "out into "
           "a file of its own",
           index.path(), mode - modes, static_cast<int>(*mode));
     }
@@ -159,8 +172,8 @@ void TokenFile::State::check_sequences() {
     const std::int64_t count = load<std::int32_t>(sizes, i);
     const std::int64_t pointer = load<std::int64_t>(pointers, i);
     if (count < 0 || pointer < 0 || pointer > std::numeric_limits<std::int64_t>::max() - count * item) {
-      throw base::DataError("{} is damaged (sequence {} has {} ids at byte {}) copy or make it again", index.path(),
-                            i, count, pointer);
+      throw base::DataError("{} is damaged (sequence {} has {} ids at byte {}) copy or make it again",
+                            index.path(), i, count, pointer);
     }
     end_to_end = end_to_end && pointer == tokens * item;
     tokens += count;
@@ -168,8 +181,9 @@ void TokenFile::State::check_sequences() {
   }
   if (bin_size < needed || (end_to_end && bin_size != needed)) {
     throw base::DataError(
-        "{} does not match its index ({} describes {} bytes, the file has {}) {}", bin.path(), index.path(), needed,
-        bin_size, bin_size < needed ? "it is truncated: copy or make it again" : "copy both files from one source");
+        "{} does not match its index ({} describes {} bytes, the file has {}) {}", bin.path(), index.path(),
+        needed, bin_size,
+        bin_size < needed ? "it is truncated: copy or make it again" : "copy both files from one source");
   }
   if (!end_to_end) {
     starts.resize(static_cast<std::size_t>(sequences) + 1);
@@ -190,7 +204,8 @@ void TokenFile::State::check_documents() {
     const auto entry = load<std::int64_t>(document_entries, i);
     if (entry < previous || entry > sequences || (i == 0 && entry != 0)) {
       throw base::DataError(
-          "{} is damaged (document entry {} is {}, expected {} to {}: entries start at 0 and do not fall) copy or "
+          "{} is damaged (document entry {} is {}, expected {} to {}: entries start at 0 and do not fall) "
+          "copy or "
           "make it again",
           index.path(), i, entry, previous, i == 0 ? 0 : sequences);
     }
@@ -202,7 +217,8 @@ void TokenFile::State::check_documents() {
   }
 }
 
-// Calls body(pointer to the first id, offset in the range, ids) for each contiguous run of ids of a stream range.
+// Calls body(pointer to the first id, offset in the range, ids) for each contiguous run of ids of a stream
+// range.
 template <typename Body>
 void TokenFile::State::for_each_piece(std::int64_t first, std::int64_t count, Body body) const {
   const std::int64_t item = token_bytes(type);
@@ -234,14 +250,25 @@ TokenFile::~TokenFile() = default;
 TokenFile::TokenFile(TokenFile&&) noexcept = default;
 TokenFile& TokenFile::operator=(TokenFile&&) noexcept = default;
 
-const std::string& TokenFile::prefix() const { return state_->prefix; }
-TokenType TokenFile::type() const { return state_->type; }
-std::int64_t TokenFile::num_tokens() const { return state_->tokens; }
-std::int64_t TokenFile::num_sequences() const { return state_->sequences; }
-std::int64_t TokenFile::num_documents() const { return state_->documents; }
+const std::string& TokenFile::prefix() const {
+  return state_->prefix;
+}
+TokenType TokenFile::type() const {
+  return state_->type;
+}
+std::int64_t TokenFile::num_tokens() const {
+  return state_->tokens;
+}
+std::int64_t TokenFile::num_sequences() const {
+  return state_->sequences;
+}
+std::int64_t TokenFile::num_documents() const {
+  return state_->documents;
+}
 
 std::int64_t TokenFile::sequence_start(std::int64_t sequence) const {
-  ATHANOR_CHECK(sequence >= 0 && sequence <= state_->sequences, "sequence {} of {}", sequence, state_->sequences);
+  ATHANOR_CHECK(sequence >= 0 && sequence <= state_->sequences, "sequence {} of {}", sequence,
+                state_->sequences);
   if (sequence == state_->sequences) {
     return state_->tokens;
   }
@@ -250,9 +277,11 @@ std::int64_t TokenFile::sequence_start(std::int64_t sequence) const {
 }
 
 std::int64_t TokenFile::document_start(std::int64_t document) const {
-  ATHANOR_CHECK(document >= 0 && document <= state_->documents, "document {} of {}", document, state_->documents);
-  return document == state_->documents ? state_->tokens
-                                       : sequence_start(load<std::int64_t>(state_->document_entries, document));
+  ATHANOR_CHECK(document >= 0 && document <= state_->documents, "document {} of {}", document,
+                state_->documents);
+  return document == state_->documents
+             ? state_->tokens
+             : sequence_start(load<std::int64_t>(state_->document_entries, document));
 }
 
 std::int64_t TokenFile::first_document_from(std::int64_t token) const {
@@ -271,8 +300,8 @@ std::int64_t TokenFile::first_document_from(std::int64_t token) const {
 
 void TokenFile::read(std::int64_t first, std::span<std::int32_t> out) const {
   const auto count = static_cast<std::int64_t>(out.size());
-  ATHANOR_CHECK(first >= 0 && first + count <= state_->tokens, "ids [{}, {}) of {} in {}", first, first + count,
-                state_->tokens, state_->prefix);
+  ATHANOR_CHECK(first >= 0 && first + count <= state_->tokens, "ids [{}, {}) of {} in {}", first,
+                first + count, state_->tokens, state_->prefix);
   dispatch(state_->type, [&](auto id) {
     using Id = decltype(id);
     state_->for_each_piece(first, count, [&](const std::byte* ids, std::int64_t done, std::int64_t run) {

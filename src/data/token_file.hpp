@@ -1,9 +1,10 @@
-// Token files: the indexed dataset of Megatron-LM, a pair PREFIX.bin (the ids) and PREFIX.idx (where they are).
+// Token files: the indexed dataset of Megatron-LM, a pair PREFIX.bin (the ids) and PREFIX.idx (where they
+// are).
 //
-// PREFIX.idx, little-endian: "MMIDIDX\0\0", version 1 (uint64), id type (uint8, see TokenType), number of sequences S
-// (uint64), number of document entries D (uint64), S sizes (int32, in ids), S positions in PREFIX.bin (int64, in
-// bytes), D document entries (int64: the first sequence of each document, then S), and, in multimodal files only, S
-// mode bytes.
+// PREFIX.idx, little-endian: "MMIDIDX\0\0", version 1 (uint64), id type (uint8, see TokenType), number of
+// sequences S (uint64), number of document entries D (uint64), S sizes (int32, in ids), S positions in
+// PREFIX.bin (int64, in bytes), D document entries (int64: the first sequence of each document, then S), and,
+// in multimodal files only, S mode bytes.
 #pragma once
 
 #include <cstdint>
@@ -57,8 +58,8 @@ class TokenFile {
   std::unique_ptr<State> state_;
 };
 
-/// Writes a token file. Nothing exists under the final names before finish(); without it the partial files are
-/// removed.
+/// Writes a token file. Nothing exists under the final names before finish(); without it the partial files
+/// are removed.
 class TokenFileWriter {
  public:
   /// Creates the folder when needed. Throws CannotCreateError.
@@ -67,7 +68,8 @@ class TokenFileWriter {
   TokenFileWriter(TokenFileWriter&&) noexcept;
   TokenFileWriter& operator=(TokenFileWriter&&) noexcept;
 
-  /// Appends ids to the current document. Throws DataError for an id that does not fit, IoError when writing fails.
+  /// Appends ids to the current document. Throws DataError for an id that does not fit, IoError when writing
+  /// fails.
   void add(std::span<const std::int32_t> ids);
   /// Ends the current document, which may be empty.
   void end_document();

@@ -25,9 +25,10 @@ template <typename Id>
 void put_ids(detail::OutputFile& file, std::span<const std::int32_t> ids, const std::string& prefix) {
   std::vector<Id> stored(ids.size());
   for (std::size_t i = 0; i < ids.size(); ++i) {
-    if (ids[i] < 0 || static_cast<std::int64_t>(ids[i]) > static_cast<std::int64_t>(std::numeric_limits<Id>::max())) {
-      throw base::DataError("the id {} cannot be written to {}.bin (its ids are 0 to {}) use a wider type", ids[i],
-                            prefix, std::numeric_limits<Id>::max());
+    if (ids[i] < 0 ||
+        static_cast<std::int64_t>(ids[i]) > static_cast<std::int64_t>(std::numeric_limits<Id>::max())) {
+      throw base::DataError("the id {} cannot be written to {}.bin (its ids are 0 to {}) use a wider type",
+                            ids[i], prefix, std::numeric_limits<Id>::max());
     }
     stored[i] = static_cast<Id>(ids[i]);
   }
@@ -57,7 +58,8 @@ struct TokenFileWriter::State {
 
 TokenFileWriter::TokenFileWriter(const std::string& prefix, TokenType type)
     : state_(std::make_unique<State>(token_file_prefix(prefix), type)) {
-  ATHANOR_CHECK(type == TokenType::uint16 || type == TokenType::int32, "token files are written as uint16 or int32");
+  ATHANOR_CHECK(type == TokenType::uint16 || type == TokenType::int32,
+                "token files are written as uint16 or int32");
 }
 
 TokenFileWriter::~TokenFileWriter() = default;
@@ -110,7 +112,9 @@ void TokenFileWriter::finish() {
   index.finish();
 }
 
-std::int64_t TokenFileWriter::num_tokens() const { return state_->tokens; }
+std::int64_t TokenFileWriter::num_tokens() const {
+  return state_->tokens;
+}
 std::int64_t TokenFileWriter::num_documents() const {
   return static_cast<std::int64_t>(state_->document_entries.size()) - 1;
 }

@@ -15,14 +15,16 @@ namespace athanor::data {
 
 namespace {
 
-// Longer texts are encoded in parts, because SentencePiece needs about a hundred bytes of memory per byte of text.
+// Longer texts are encoded in parts, because SentencePiece needs about a hundred bytes of memory per byte of
+// text.
 constexpr std::size_t max_part_bytes = 64 << 10;
 
 std::string read_model(const std::string& path) {
   if (!std::filesystem::exists(path)) {
-    throw base::MissingInputError("the tokenizer {} does not exist (it is needed to read and write text) check the "
-                                  "path, or make one with `athanor tokenize`",
-                                  path);
+    throw base::MissingInputError(
+        "the tokenizer {} does not exist (it is needed to read and write text) check the "
+        "path, or make one with `athanor tokenize`",
+        path);
   }
   std::ifstream file(path, std::ios::binary);
   std::ostringstream bytes;
@@ -39,7 +41,8 @@ std::size_t part_length(std::string_view text) {
     return text.size();
   }
   const std::size_t space = text.rfind(' ', max_part_bytes);
-  return space != std::string_view::npos && space > max_part_bytes / 2 ? space : utf8_cut(text, max_part_bytes);
+  return space != std::string_view::npos && space > max_part_bytes / 2 ? space
+                                                                       : utf8_cut(text, max_part_bytes);
 }
 
 }  // namespace
@@ -54,16 +57,18 @@ Tokenizer::Tokenizer(const std::string& model_path) : state_(std::make_unique<St
   const std::string model = read_model(model_path);
   const auto status = state_->processor.LoadFromSerializedProto(model);
   if (model.empty() || !status.ok()) {
-    throw base::DataError("{} is not a SentencePiece model ({}) give a .model file, or make one with "
-                          "`athanor tokenize`",
-                          model_path, model.empty() ? "it is empty" : status.ToString());
+    throw base::DataError(
+        "{} is not a SentencePiece model ({}) give a .model file, or make one with "
+        "`athanor tokenize`",
+        model_path, model.empty() ? "it is empty" : status.ToString());
   }
   const int eos = state_->processor.eos_id();
   state_->end_of_document = eos >= 0 ? eos : state_->processor.bos_id();
   if (state_->end_of_document < 0) {
-    throw base::DataError("the tokenizer {} has no end-of-document id (neither eos nor bos is defined) train one "
-                          "with eos_id set",
-                          model_path);
+    throw base::DataError(
+        "the tokenizer {} has no end-of-document id (neither eos nor bos is defined) train one "
+        "with eos_id set",
+        model_path);
   }
   std::vector<std::string> pieces;
   state_->adds_prefix = state_->processor.Encode("a", &pieces).ok() && !pieces.empty() &&
@@ -74,8 +79,12 @@ Tokenizer::~Tokenizer() = default;
 Tokenizer::Tokenizer(Tokenizer&&) noexcept = default;
 Tokenizer& Tokenizer::operator=(Tokenizer&&) noexcept = default;
 
-std::int64_t Tokenizer::vocab_size() const { return state_->processor.GetPieceSize(); }
-std::int32_t Tokenizer::end_of_document() const { return state_->end_of_document; }
+std::int64_t Tokenizer::vocab_size() const {
+  return state_->processor.GetPieceSize();
+}
+std::int32_t Tokenizer::end_of_document() const {
+  return state_->end_of_document;
+}
 
 std::vector<std::int32_t> Tokenizer::encode(std::string_view text) const {
   std::vector<std::int32_t> ids;

@@ -20,9 +20,11 @@ class Tokenizer {
 
   std::int64_t vocab_size() const;
   std::int32_t end_of_document() const;  ///< id put after every document
-  /// Any bytes can be encoded: malformed UTF-8 is read as U+FFFD. No special id is added, none is read from the text.
+  /// Any bytes can be encoded: malformed UTF-8 is read as U+FFFD. No special id is added, none is read from
+  /// the text.
   std::vector<std::int32_t> encode(std::string_view text) const;
-  /// Special ids give nothing; ids outside the vocabulary give U+FFFD (a model may have more rows than the tokenizer).
+  /// Special ids give nothing; ids outside the vocabulary give U+FFFD (a model may have more rows than the
+  /// tokenizer).
   std::string decode(const std::vector<std::int32_t>& ids) const;
 
  private:

@@ -7,9 +7,12 @@ namespace athanor::data {
 
 namespace {
 
-bool is_continuation(unsigned char byte) { return (byte & 0xC0) == 0x80; }
+bool is_continuation(unsigned char byte) {
+  return (byte & 0xC0) == 0x80;
+}
 
-// What the Unicode standard's table 3-7 allows: bytes of a character by its first byte, and the range of the second.
+// What the Unicode standard's table 3-7 allows: bytes of a character by its first byte, and the range of the
+// second.
 struct CharacterShape {
   std::size_t length = 0;
   unsigned char second_low = 0x80;
@@ -42,7 +45,8 @@ std::size_t well_formed_prefix(std::string_view text, const CharacterShape& shap
   std::size_t good = 1;
   while (good < shape.length && good < text.size()) {
     const auto byte = static_cast<unsigned char>(text[good]);
-    const bool fits = good == 1 ? byte >= shape.second_low && byte <= shape.second_high : is_continuation(byte);
+    const bool fits =
+        good == 1 ? byte >= shape.second_low && byte <= shape.second_high : is_continuation(byte);
     if (!fits) {
       break;
     }

@@ -7,8 +7,8 @@
 
 namespace athanor::kernels {
 
-// gate_up [rows, 2F] holds the gate in columns [0, F) and the other factor in [F, 2F); y [rows, F] = silu(gate) * up,
-// with silu(g) = g / (1 + e^-g).
+// gate_up [rows, 2F] holds the gate in columns [0, F) and the other factor in [F, 2F); y [rows, F] =
+// silu(gate) * up, with silu(g) = g / (1 + e^-g).
 namespace cpu {
 template <typename T>
 void swiglu_forward(const T* gate_up, std::int64_t rows, std::int64_t ffn, T* y);

@@ -25,11 +25,12 @@ struct AdamwScalars {
 // `copy`, if not nullptr, receives the new master rounded to the compute type C (f32, f64, bf16, fp16).
 namespace cpu {
 template <typename A, typename C>
-void adamw_update(A* master, A* exp_avg, A* exp_avg_sq, const A* grad, std::int64_t n, const AdamwScalars& scalars,
-                  C* copy);
+void adamw_update(A* master, A* exp_avg, A* exp_avg_sq, const A* grad, std::int64_t n,
+                  const AdamwScalars& scalars, C* copy);
 /// Without a copy.
 template <typename A>
-void adamw_update(A* master, A* exp_avg, A* exp_avg_sq, const A* grad, std::int64_t n, const AdamwScalars& scalars) {
+void adamw_update(A* master, A* exp_avg, A* exp_avg_sq, const A* grad, std::int64_t n,
+                  const AdamwScalars& scalars) {
   adamw_update(master, exp_avg, exp_avg_sq, grad, n, scalars, static_cast<A*>(nullptr));
 }
 /// out[i] = master[i] rounded to C: publishes master weights.
@@ -39,7 +40,8 @@ void convert_elements(const A* master, std::int64_t n, C* out);
 
 namespace reference {
 template <typename A>
-void adamw_update(A* master, A* exp_avg, A* exp_avg_sq, const A* grad, std::int64_t n, const AdamwScalars& scalars);
+void adamw_update(A* master, A* exp_avg, A* exp_avg_sq, const A* grad, std::int64_t n,
+                  const AdamwScalars& scalars);
 }  // namespace reference
 
 }  // namespace athanor::kernels

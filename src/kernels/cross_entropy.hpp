@@ -9,8 +9,8 @@
 
 namespace athanor::kernels {
 
-/// Of one row's slice. Slices combine as M = max of maximum; S = sum of sum_exp * e^(maximum - M); CE = M + log S - sum of
-/// target.
+/// Of one row's slice. Slices combine as M = max of maximum; S = sum of sum_exp * e^(maximum - M); CE = M +
+/// log S - sum of target.
 template <typename A>
 struct SoftmaxStatistics {
   A maximum;  ///< largest logit; -infinity when v = 0
@@ -19,16 +19,18 @@ struct SoftmaxStatistics {
 };
 
 // softmax_statistics: labels are indices into the slice; any outside [0, v) is not in it.
-// cross_entropy_backward: in place, logits [rows, v] become the gradient of the sum of CE: e^(logit - maximum) * inverse_sum
-//   - [label]; a row with inverse_sum 0 (an ignored label) becomes 0. `maximum` and `inverse_sum` are those of the whole
-//   vocabulary.
+// cross_entropy_backward: in place, logits [rows, v] become gradient_scale times the gradient of the sum of
+// CE:
+//   gradient_scale * (e^(logit - maximum) * inverse_sum - [label]); a row with inverse_sum 0 (an ignored
+//   label) becomes 0. `maximum` and `inverse_sum` are those of the whole vocabulary.
 namespace cpu {
 template <typename T>
 void softmax_statistics(const T* logits, const std::int64_t* labels, std::int64_t rows, std::int64_t vocab,
                         SoftmaxStatistics<accumulation_t<T>>* statistics);
 template <typename T>
 void cross_entropy_backward(T* logits, const std::int64_t* labels, const accumulation_t<T>* maximum,
-                            const accumulation_t<T>* inverse_sum, std::int64_t rows, std::int64_t vocab);
+                            const accumulation_t<T>* inverse_sum, std::int64_t rows, std::int64_t vocab,
+                            accumulation_t<T> gradient_scale);
 }  // namespace cpu
 
 namespace reference {
@@ -37,7 +39,8 @@ void softmax_statistics(const T* logits, const std::int64_t* labels, std::int64_
                         SoftmaxStatistics<accumulation_t<T>>* statistics);
 template <typename T>
 void cross_entropy_backward(T* logits, const std::int64_t* labels, const accumulation_t<T>* maximum,
-                            const accumulation_t<T>* inverse_sum, std::int64_t rows, std::int64_t vocab);
+                            const accumulation_t<T>* inverse_sum, std::int64_t rows, std::int64_t vocab,
+                            accumulation_t<T> gradient_scale);
 }  // namespace reference
 
 }  // namespace athanor::kernels

@@ -15,5 +15,4 @@ using accumulation_t = std::conditional_t<std::is_same_v<T, double>, double, flo
 }  // namespace athanor::kernels
 
 /// Instantiates `macro(T)` for every element type of the fast kernels.
-#define ATHANOR_FOR_EACH_ELEMENT(macro) \
-  macro(float) macro(double) macro(c10::BFloat16) macro(c10::Half)
+#define ATHANOR_FOR_EACH_ELEMENT(macro) macro(float) macro(double) macro(c10::BFloat16) macro(c10::Half)

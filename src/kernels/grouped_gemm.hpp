@@ -1,7 +1,8 @@
 // Products of contiguous row ranges with one weight matrix each (the experts), through ATen's GEMM.
 //
-// Legend: R rows sorted by group, e groups, D input width, F output width. `rows` has e counts that sum to R; a count of
-// 0 is ordinary. Outputs are contiguous tensors allocated by the caller, of the operands' type. No autograd.
+// Legend: R rows sorted by group, e groups, D input width, F output width. `rows` has e counts that sum to R;
+// a count of 0 is ordinary. Outputs are contiguous tensors allocated by the caller, of the operands' type. No
+// autograd.
 #pragma once
 
 #include <cstdint>
@@ -22,8 +23,8 @@ void grouped_linear_data_gradient(const at::Tensor& dy_RF, const at::Tensor& w_e
 /// What happens to the weight gradient that is there already.
 enum class WeightGradient { overwrite, accumulate };
 
-/// dw[g] (+)= dy[rows of g]^T @ x[rows of g]: [e, F, D]. dw may be of the accumulation type of 16-bit operands. A group
-/// without rows is zeroed (overwrite) or left as it is (accumulate).
+/// dw[g] (+)= dy[rows of g]^T @ x[rows of g]: [e, F, D]. dw may be of the accumulation type of 16-bit
+/// operands. A group without rows is zeroed (overwrite) or left as it is (accumulate).
 void grouped_linear_weight_gradient(const at::Tensor& dy_RF, const at::Tensor& x_RD,
                                     std::span<const std::int64_t> rows, WeightGradient mode,
                                     const at::Tensor& dw_eFD);

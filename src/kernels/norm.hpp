@@ -9,15 +9,16 @@ namespace athanor::kernels {
 
 // x [rows, width] dense, weight [width], rstd [rows] in the accumulation type A.
 //   forward:  rstd = 1/sqrt(mean(x^2) + eps);  y = weight * T(x * rstd)
-//   backward: with n = x * rstd and g = dy * weight,  dx = rstd * (g - n * mean(g * n)),  dweight += sum of dy * n over
+//   backward: with n = x * rstd and g = dy * weight,  dx = rstd * (g - n * mean(g * n)),  dweight += sum of
+//   dy * n over
 //             the rows, in row order (dweight in A; nullptr: not wanted).
 namespace cpu {
 template <typename T>
 void rms_norm_forward(const T* x, const T* weight, std::int64_t rows, std::int64_t width, double eps, T* y,
                       accumulation_t<T>* rstd);
 template <typename T>
-void rms_norm_backward(const T* dy, const T* x, const T* weight, const accumulation_t<T>* rstd, std::int64_t rows,
-                       std::int64_t width, T* dx, accumulation_t<T>* dweight);
+void rms_norm_backward(const T* dy, const T* x, const T* weight, const accumulation_t<T>* rstd,
+                       std::int64_t rows, std::int64_t width, T* dx, accumulation_t<T>* dweight);
 }  // namespace cpu
 
 namespace reference {
@@ -25,8 +26,8 @@ template <typename T>
 void rms_norm_forward(const T* x, const T* weight, std::int64_t rows, std::int64_t width, double eps, T* y,
                       accumulation_t<T>* rstd);
 template <typename T>
-void rms_norm_backward(const T* dy, const T* x, const T* weight, const accumulation_t<T>* rstd, std::int64_t rows,
-                       std::int64_t width, T* dx, accumulation_t<T>* dweight);
+void rms_norm_backward(const T* dy, const T* x, const T* weight, const accumulation_t<T>* rstd,
+                       std::int64_t rows, std::int64_t width, T* dx, accumulation_t<T>* dweight);
 }  // namespace reference
 
 }  // namespace athanor::kernels

@@ -8,8 +8,8 @@
 namespace athanor::kernels {
 
 namespace cpu {
-/// Sum of x[i]^2 in f64, in an order that depends on `n` alone. f32 (and 16-bit) squares cannot overflow f64, so for
-/// them the sum is finite if and only if every element is.
+/// Sum of x[i]^2 in f64, in an order that depends on `n` alone. f32 (and 16-bit) squares cannot overflow f64,
+/// so for them the sum is finite if and only if every element is.
 template <typename T>
 double sum_of_squares(const T* x, std::int64_t n);
 /// True when an element is NaN or infinite.

@@ -1,4 +1,5 @@
-// Rotary positions (Su et al. 2021) in Hugging Face's half-split layout, alone and behind a norm of each head.
+// Rotary positions (Su et al. 2021) in Hugging Face's half-split layout, alone and behind a norm of each
+// head.
 //
 // Legend: N tokens, H heads, C head width (even). cos and sin [N, C/2] in the accumulation type.
 #pragma once
@@ -20,21 +21,23 @@ struct HeadsShape {
 /// The inverse rotation is the forward one's adjoint.
 enum class RotaryDirection { forward, inverse };
 
-// rotary:  y[i] = x[i] cos_i - x[i+C/2] sin_i,  y[i+C/2] = x[i+C/2] cos_i + x[i] sin_i; y [N, H, C] dense, may be x when
+// rotary:  y[i] = x[i] cos_i - x[i+C/2] sin_i,  y[i+C/2] = x[i+C/2] cos_i + x[i] sin_i; y [N, H, C] dense,
+// may be x when
 //          x is dense.
-// head_norm_rotary_forward:  the same of rms_norm(x) over each head with weight [C] (see norm.hpp); rstd [N, H].
-// head_norm_rotary_backward: dx has x's token stride; dweight [C] is added to (nullptr: not wanted).
+// head_norm_rotary_forward:  the same of rms_norm(x) over each head with weight [C] (see norm.hpp); rstd [N,
+// H]. head_norm_rotary_backward: dx has x's token stride; dweight [C] is added to (nullptr: not wanted).
 namespace cpu {
 template <typename T>
 void rotary(const T* x, const accumulation_t<T>* cos, const accumulation_t<T>* sin, const HeadsShape& shape,
             RotaryDirection direction, T* y);
 template <typename T>
-void head_norm_rotary_forward(const T* x, const T* weight, const accumulation_t<T>* cos, const accumulation_t<T>* sin,
-                              const HeadsShape& shape, double eps, T* y, accumulation_t<T>* rstd);
+void head_norm_rotary_forward(const T* x, const T* weight, const accumulation_t<T>* cos,
+                              const accumulation_t<T>* sin, const HeadsShape& shape, double eps, T* y,
+                              accumulation_t<T>* rstd);
 template <typename T>
 void head_norm_rotary_backward(const T* dy, const T* x, const T* weight, const accumulation_t<T>* cos,
-                               const accumulation_t<T>* sin, const accumulation_t<T>* rstd, const HeadsShape& shape,
-                               T* dx, accumulation_t<T>* dweight);
+                               const accumulation_t<T>* sin, const accumulation_t<T>* rstd,
+                               const HeadsShape& shape, T* dx, accumulation_t<T>* dweight);
 }  // namespace cpu
 
 namespace reference {
@@ -42,12 +45,13 @@ template <typename T>
 void rotary(const T* x, const accumulation_t<T>* cos, const accumulation_t<T>* sin, const HeadsShape& shape,
             RotaryDirection direction, T* y);
 template <typename T>
-void head_norm_rotary_forward(const T* x, const T* weight, const accumulation_t<T>* cos, const accumulation_t<T>* sin,
-                              const HeadsShape& shape, double eps, T* y, accumulation_t<T>* rstd);
+void head_norm_rotary_forward(const T* x, const T* weight, const accumulation_t<T>* cos,
+                              const accumulation_t<T>* sin, const HeadsShape& shape, double eps, T* y,
+                              accumulation_t<T>* rstd);
 template <typename T>
 void head_norm_rotary_backward(const T* dy, const T* x, const T* weight, const accumulation_t<T>* cos,
-                               const accumulation_t<T>* sin, const accumulation_t<T>* rstd, const HeadsShape& shape,
-                               T* dx, accumulation_t<T>* dweight);
+                               const accumulation_t<T>* sin, const accumulation_t<T>* rstd,
+                               const HeadsShape& shape, T* dx, accumulation_t<T>* dweight);
 }  // namespace reference
 
 }  // namespace athanor::kernels

@@ -20,8 +20,8 @@ struct FeedForwardOptions {
 /// Parameters: gate_up.weight [2, F, D] sharded on F, down.weight [D, F] sharded on F. Collective over tp.
 class FeedForward {
  public:
-  FeedForward(const FeedForwardOptions& options, const std::string& prefix, parallel::ParameterMap& parameters,
-              const parallel::ProcessGrid& grid);
+  FeedForward(const FeedForwardOptions& options, const std::string& prefix,
+              parallel::ParameterMap& parameters, const parallel::ProcessGrid& grid);
   at::Tensor forward(const at::Tensor& x_BsD) const;
 
  private:

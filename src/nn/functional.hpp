@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include <ATen/core/Tensor.h>
 
@@ -12,11 +13,13 @@
 
 namespace athanor::nn {
 
-/// x_ND @ w_FD^T, for x of any leading shape [..., D]; the weight gradient goes to the weight's sink.
+/// x @ w^T for x of any leading shape [..., D] and w [..., D], whose leading dimensions (if several) are
+/// flattened to F: returns [..., F]. The weight gradient goes to the weight's sink.
 at::Tensor linear(const at::Tensor& x, const Weight& weight_FD);
 
-/// Root-mean-square normalisation over the last dimension, times weight [D]: the order of operations of Hugging Face's
-/// Qwen3 (normalise in the accumulation type, cast to x's type, multiply). Zhang & Sennrich 2019, eq. 4.
+/// Root-mean-square normalisation over the last dimension, times weight [D]: the order of operations of
+/// Hugging Face's Qwen3 (normalise in the accumulation type, cast to x's type, multiply). Zhang & Sennrich
+/// 2019, eq. 4.
 at::Tensor rms_norm(const at::Tensor& x, const Weight& weight_D, double eps);
 
 /// silu(gate) * up for gate_up [..., 2F] (gate first). Shazeer 2020.
@@ -27,13 +30,18 @@ struct RotaryTables {
   at::Tensor cos;
   at::Tensor sin;
 };
-/// Tables for positions [...]: shape [..., C/2] in `dtype`. Su et al. 2021; the half-split layout of Hugging Face.
-RotaryTables rotary_tables(const at::Tensor& positions, std::int64_t head_dim, double theta, at::ScalarType dtype);
+/// Tables for positions [...]: shape [..., C/2] in `dtype`. Su et al. 2021; the half-split layout of Hugging
+/// Face.
+RotaryTables rotary_tables(const at::Tensor& positions, std::int64_t head_dim, double theta,
+                           at::ScalarType dtype);
 /// Rotates x [B, S, H, C] by tables [B, S, C/2].
 at::Tensor apply_rotary(const at::Tensor& x_BSHC, const RotaryTables& tables);
+/// apply_rotary(rms_norm(x)) over each head in one pass. weight_C.tensor undefined: no norm.
+at::Tensor head_norm_rotary(const at::Tensor& x_BSHC, const Weight& weight_C, double eps,
+                            const RotaryTables& tables);
 
-/// Inverted dropout whose mask is Philox(seed, dropout, site, (global sample, position), channel): the same on every
-/// layout and in recomputation. x [B, s, D]; `first_position` is the position of x's first column.
+/// Inverted dropout whose mask is Philox(seed, dropout, site, (global sample, position), channel): the same
+/// on every layout and in recomputation. x [B, s, D]; `first_position` is the position of x's first column.
 struct DropoutOptions {
   double probability = 0.0;
   std::uint64_t seed = 0;

@@ -1,7 +1,8 @@
-// Embedding and output head with the vocabulary sharded over tensor-parallel ranks, and the cross-entropy over it.
+// Embedding and output head with the vocabulary sharded over tensor-parallel ranks, and the cross-entropy
+// over it.
 //
-// Legend: B, S, s, D, V as in token_batch.hpp; v rows of the vocabulary on this rank (block_of(V, tp, tp_rank), may be
-// fewer on the last ranks); N = tokens.
+// Legend: B, S, s, D, V as in token_batch.hpp; v rows of the vocabulary on this rank (block_of(V, tp,
+// tp_rank), may be fewer on the last ranks); N = tokens.
 #pragma once
 
 #include <memory>
@@ -29,8 +30,9 @@ class VocabParallelEmbedding {
 
 /// Result of the cross-entropy of one micro-batch.
 struct CrossEntropy {
-  /// Scalar, accumulation type, differentiable: the sum of CE over this replica's valid labels. The same number on all
-  /// tp ranks; backward through it on every tp rank gives each its shard's gradient (seed it equally on all of them).
+  /// Scalar, accumulation type, differentiable: the sum of CE over this replica's valid labels. The same
+  /// number on all tp ranks; backward through it on every tp rank gives each its shard's gradient (seed it
+  /// equally on all of them).
   at::Tensor sum;
   /// [N] CE of each token (0 where ignored), accumulation type, not differentiable; the same on all tp ranks.
   at::Tensor per_token;
@@ -40,13 +42,15 @@ struct CrossEntropyOptions {
   std::int64_t chunk_tokens = 512;  ///< rows of logits that exist at one time
 };
 
-/// Sum of -log softmax(h W^T)[label] with the vocabulary of W sharded over tp, in chunks of rows: logits [chunk, v] are
-/// never kept; dlogits, the gradient of h and that of W are computed in the forward pass while they are there (the
-/// objective is linear in this sum) and scaled by the seed in backward. h [B, s, D] is gathered over tp; its gradient
-/// is reduce-scattered. Statistics in the accumulation type. Collective over tp.
+/// Sum of -log softmax(h W^T)[label] with the vocabulary of W sharded over tp, in chunks of rows: logits
+/// [chunk, v] are never kept; dlogits, the gradient of h and that of W are computed in the forward pass while
+/// they are there (the objective is linear in this sum) and scaled by the seed in backward. h [B, s, D] is
+/// gathered over tp; its gradient is reduce-scattered. Statistics in the accumulation type. Collective over
+/// tp.
 CrossEntropy vocab_parallel_cross_entropy(const at::Tensor& h_BsD, const Weight& weight_vD,
                                           const at::Tensor& labels_BS, std::int64_t vocab_first,
-                                          const parallel::Communicator& tp, const CrossEntropyOptions& options);
+                                          const parallel::Communicator& tp,
+                                          const CrossEntropyOptions& options);
 
 /// Full logits [N, V] of rows h_ND (the same on all tp ranks) on every tp rank, no gradient. For generation.
 at::Tensor gather_logits(const at::Tensor& h_ND, const at::Tensor& weight_vD, std::int64_t vocab,

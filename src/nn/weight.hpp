@@ -11,9 +11,9 @@ namespace athanor::nn {
 
 /// A weight as a layer sees it in one forward pass.
 ///
-/// `tensor` is what the computation uses. When `sink` is set (the identity hook), backward passes add the weight
-/// gradient there and return no gradient to autograd; otherwise the gradient flows into `tensor` through autograd
-/// (low-rank deltas, fake quantisation).
+/// `tensor` is what the computation uses. When `sink` is set (the identity hook), backward passes add the
+/// weight gradient there and return no gradient to autograd; otherwise the gradient flows into `tensor`
+/// through autograd (low-rank deltas, fake quantisation).
 struct Weight {
   at::Tensor tensor;
   parallel::GradAccumulator* sink = nullptr;

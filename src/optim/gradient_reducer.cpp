@@ -6,6 +6,15 @@
 #include "parallel/collectives/collectives.hpp"
 
 namespace athanor::optim {
+namespace {
+
+// Elements [first, first + count) in rows of one block: fewer and larger units for the transport than
+// elements.
+at::Tensor rows_of(const at::Tensor& flat, std::int64_t first, std::int64_t count) {
+  return flat.narrow(0, first, count).view({count / block_elements, block_elements});
+}
+
+}  // namespace
 
 GradientReducer::GradientReducer(const FlatLayout& layout, const parallel::Communicator& comm,
                                  at::ScalarType accumulation, parallel::Traffic purpose)
@@ -21,8 +30,8 @@ void GradientReducer::reduce_scatter() {
     return;
   }
   for (const FlatLayout::Range& bucket : layout_->buckets()) {
-    at::Tensor sum = shard_.narrow(0, bucket.shard_first, bucket.count / comm_->size());
-    parallel::reduce_scatter_sum_into(sum, flat_.narrow(0, bucket.first, bucket.count), *comm_, purpose_);
+    at::Tensor sum = rows_of(shard_, bucket.shard_first, bucket.count / comm_->size());
+    parallel::reduce_scatter_sum_into(sum, rows_of(flat_, bucket.first, bucket.count), *comm_, purpose_);
   }
 }
 
@@ -31,8 +40,8 @@ void GradientReducer::all_gather() {
     return;
   }
   for (const FlatLayout::Range& bucket : layout_->buckets()) {
-    at::Tensor all = flat_.narrow(0, bucket.first, bucket.count);
-    const at::Tensor own = shard_.narrow(0, bucket.shard_first, bucket.count / comm_->size());
+    at::Tensor all = rows_of(flat_, bucket.first, bucket.count);
+    const at::Tensor own = rows_of(shard_, bucket.shard_first, bucket.count / comm_->size());
     parallel::all_gather_into(all, own, *comm_, purpose_);
   }
 }

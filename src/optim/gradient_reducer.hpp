@@ -14,7 +14,7 @@ namespace athanor::optim {
 /// of one neither communicates nor copies: its shard is the storage.
 class GradientReducer {
  public:
-  /// `comm` (of layout.group_size() ranks) must outlive this. Bytes count as `purpose`.
+  /// `layout` and `comm` (of layout.group_size() ranks) must outlive this. Bytes count as `purpose`.
   GradientReducer(const FlatLayout& layout, const parallel::Communicator& comm, at::ScalarType accumulation,
                   parallel::Traffic purpose);
 

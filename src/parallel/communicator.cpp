@@ -14,9 +14,13 @@ Communicator& Communicator::operator=(Communicator&&) noexcept = default;
 
 Communicator::Communicator(std::unique_ptr<detail::CommunicatorState> state) : state_(std::move(state)) {}
 
-int Communicator::rank() const noexcept { return state_ ? state_->rank : 0; }
+int Communicator::rank() const noexcept {
+  return state_ ? state_->rank : 0;
+}
 
-int Communicator::size() const noexcept { return state_ ? state_->size : 1; }
+int Communicator::size() const noexcept {
+  return state_ ? state_->size : 1;
+}
 
 const std::string& Communicator::name() const noexcept {
   static const std::string null_name = "null";
@@ -44,7 +48,9 @@ Communicator Communicator::duplicate(const std::string& name) const {
   return Communicator(detail::make_state(comm, state_->name + "." + name, state_->traffic));
 }
 
-void Communicator::barrier() const { backend().barrier(); }
+void Communicator::barrier() const {
+  backend().barrier();
+}
 
 TrafficCounters& Communicator::traffic() const noexcept {
   static TrafficCounters null_traffic;  // a null communicator sends nothing, so this stays zero

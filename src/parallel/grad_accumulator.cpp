@@ -30,8 +30,9 @@ void accumulate_product(at::Tensor target, const at::Tensor& a, const at::Tensor
 }  // namespace
 
 void GradAccumulator::attach(at::Tensor buffer) {
-  ATHANOR_CHECK(buffer.defined() && buffer.is_floating_point() && buffer.is_contiguous() && !buffer.requires_grad(),
-                "a gradient buffer must be a contiguous float tensor outside autograd");
+  ATHANOR_CHECK(
+      buffer.defined() && buffer.is_floating_point() && buffer.is_contiguous() && !buffer.requires_grad(),
+      "a gradient buffer must be a contiguous float tensor outside autograd");
   buffer_ = std::move(buffer);
   empty_ = true;
 }

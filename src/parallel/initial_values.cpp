@@ -56,15 +56,20 @@ void fill_typed(at::Tensor& slice, const ShardSpec& shard, double std, const bas
 }  // namespace
 
 void fill_normal(at::Tensor& slice, const ShardSpec& shard, double std, const base::PhiloxStream& stream) {
-  ATHANOR_CHECK(slice.is_contiguous() && slice.numel() == shard.local_numel(), "{} elements for a slice of {}",
-                slice.numel(), shard.local_numel());
+  ATHANOR_CHECK(slice.is_contiguous() && slice.numel() == shard.local_numel(),
+                "{} elements for a slice of {}", slice.numel(), shard.local_numel());
   switch (slice.scalar_type()) {
-    case at::kFloat: return fill_typed<float>(slice, shard, std, stream);
-    case at::kDouble: return fill_typed<double>(slice, shard, std, stream);
-    case at::kBFloat16: return fill_typed<at::BFloat16>(slice, shard, std, stream);
-    case at::kHalf: return fill_typed<at::Half>(slice, shard, std, stream);
-    default: throw base::InternalError("initial weights of type {} (float types are possible) choose another",
-                                       c10::toString(slice.scalar_type()));
+    case at::kFloat:
+      return fill_typed<float>(slice, shard, std, stream);
+    case at::kDouble:
+      return fill_typed<double>(slice, shard, std, stream);
+    case at::kBFloat16:
+      return fill_typed<at::BFloat16>(slice, shard, std, stream);
+    case at::kHalf:
+      return fill_typed<at::Half>(slice, shard, std, stream);
+    default:
+      throw base::InternalError("initial weights of type {} (float types are possible) choose another",
+                                c10::toString(slice.scalar_type()));
   }
 }
 

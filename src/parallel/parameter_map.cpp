@@ -12,7 +12,8 @@ namespace athanor::parallel {
 
 std::shared_ptr<Parameter> ParameterMap::add(const ParameterOptions& options) {
   if (const auto existing = find(options.name)) {
-    ATHANOR_CHECK(existing->shard == options.shard, "parameter {} exists already with another slice", options.name);
+    ATHANOR_CHECK(existing->shard == options.shard, "parameter {} exists already with another slice",
+                  options.name);
     return existing;
   }
   auto parameter = std::make_shared<Parameter>();

@@ -26,18 +26,20 @@ void ParallelDims::validate(int role_size) const {
   check_positive("parallel.tp", tp);
   check_positive("parallel.ep", ep);
   if (pp != 1 || cp != 1) {
-    throw base::ConfigError("pipeline degree {} and context degree {} (only 1 is supported for both) set them to 1", pp,
-                            cp);
+    throw base::ConfigError(
+        "pipeline degree {} and context degree {} (only 1 is supported for both) set them to 1", pp, cp);
   }
   if (dp < 1 || num_ranks() != role_size) {
     throw base::ConfigError(
-        "the degrees of parallelism do not fit {} ranks ({}; dp is ranks / parallel.tp) choose parallel.tp={} so that "
+        "the degrees of parallelism do not fit {} ranks ({}; dp is ranks / parallel.tp) choose "
+        "parallel.tp={} so that "
         "it divides the number of ranks",
         role_size, factors_text(*this), tp);
   }
   if ((dp * tp) % ep != 0) {
     throw base::ConfigError(
-        "parallel.ep={} does not divide the {} ranks of the role ({}; every expert-parallel group takes ep of the "
+        "parallel.ep={} does not divide the {} ranks of the role ({}; every expert-parallel group takes ep "
+        "of the "
         "dp x tp ranks) choose a divisor of {}",
         ep, dp * tp, factors_text(*this), dp * tp);
   }
@@ -51,7 +53,8 @@ ParallelDims ParallelDims::from_role_size(int role_size, int tp, int ep) {
   dims.ep = ep;
   if (role_size < 1 || role_size % tp != 0) {
     throw base::ConfigError(
-        "parallel.tp={} does not divide the {} ranks of the role (ranks = pp 1 x dp x cp 1 x tp {}, ep {}, with dp a "
+        "parallel.tp={} does not divide the {} ranks of the role (ranks = pp 1 x dp x cp 1 x tp {}, ep {}, "
+        "with dp a "
         "whole number) choose a divisor of {}, or another number of ranks",
         tp, role_size, tp, ep, role_size);
   }
@@ -113,8 +116,8 @@ RoleSplit::RoleSplit(const Communicator& world, std::vector<RoleRanks> roles) : 
   }
   if (total != world.size()) {
     throw base::ConfigError(
-        "the roles need {} ranks but {} were started ({}) change the roles' ranks or the number of processes", total,
-        world.size(), parts);
+        "the roles need {} ranks but {} were started ({}) change the roles' ranks or the number of processes",
+        total, world.size(), parts);
   }
   comm_ = world.split(role_index_, world.rank(), role().name);
 }

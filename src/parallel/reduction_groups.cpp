@@ -26,8 +26,8 @@ std::int64_t identity_hash(const Parameter& parameter) {
   return hash_of(parameter.name, parameter.shard.global_shape);
 }
 
-// The slice of it: equal where the gradient is to be summed. An empty slice holds nothing wherever it lies, so all
-// ranks with one are holders of the same (empty) slice.
+// The slice of it: equal where the gradient is to be summed. An empty slice holds nothing wherever it lies,
+// so all ranks with one are holders of the same (empty) slice.
 std::int64_t slice_hash(const Parameter& parameter) {
   std::vector<std::int64_t> numbers;
   if (parameter.shard.local_numel() > 0) {
@@ -55,7 +55,8 @@ void check_equal_counts(const Parameters& parameters, const Communicator& role) 
   for (int r = 1; r < role.size(); ++r) {
     if (count[r] != count[0]) {
       throw base::CommError(
-          "the ranks of group {} have different models (rank 0 has {} trainable parameters, rank {} has {}) start all "
+          "the ranks of group {} have different models (rank 0 has {} trainable parameters, rank {} has {}) "
+          "start all "
           "ranks with one configuration",
           role.name(), count[0], r, count[r]);
     }
@@ -70,7 +71,8 @@ void check_equal_names(const Parameters& parameters, const Communicator& role) {
     for (int r = 1; r < role.size(); ++r) {
       if (hash[static_cast<std::size_t>(r) * count + p] != hash[p]) {
         throw base::CommError(
-            "the ranks of group {} have different models (parameter {}, here {} of shape [{}], has another name or "
+            "the ranks of group {} have different models (parameter {}, here {} of shape [{}], has another "
+            "name or "
             "shape on rank {} than on rank 0) start all ranks with one configuration",
             role.name(), p, parameters[p]->name, fmt::join(parameters[p]->shard.global_shape, ", "), r);
       }
@@ -85,7 +87,8 @@ std::vector<int> holders(const at::Tensor& slice_hashes, std::size_t p) {
   std::vector<int> first_holder;
   std::map<std::int64_t, int> first_with;
   for (int r = 0; r < static_cast<int>(slice_hashes.size(0)); ++r) {
-    first_holder.push_back(first_with.emplace(hash[static_cast<std::size_t>(r) * count + p], r).first->second);
+    first_holder.push_back(
+        first_with.emplace(hash[static_cast<std::size_t>(r) * count + p], r).first->second);
   }
   return first_holder;
 }

@@ -36,9 +36,13 @@ ShardSpec ShardSpec::slice(std::vector<std::int64_t> shape, std::int64_t dim, st
   return spec;
 }
 
-std::int64_t ShardSpec::local_numel() const { return product(local_shape); }
+std::int64_t ShardSpec::local_numel() const {
+  return product(local_shape);
+}
 
-std::int64_t ShardSpec::global_numel() const { return product(global_shape); }
+std::int64_t ShardSpec::global_numel() const {
+  return product(global_shape);
+}
 
 std::int64_t ShardSpec::global_index(std::int64_t local_index) const {
   std::int64_t index = 0;
@@ -52,8 +56,8 @@ std::int64_t ShardSpec::global_index(std::int64_t local_index) const {
 }
 
 Block block_of(std::int64_t total, std::int64_t parts, std::int64_t index) {
-  ATHANOR_CHECK(total >= 0 && parts > 0 && index >= 0 && index < parts, "block {} of {} parts of {}", index, parts,
-                total);
+  ATHANOR_CHECK(total >= 0 && parts > 0 && index >= 0 && index < parts, "block {} of {} parts of {}", index,
+                parts, total);
   const std::int64_t size = (total + parts - 1) / parts;
   const std::int64_t first = std::min(index * size, total);
   return {first, std::min(size, total - first)};

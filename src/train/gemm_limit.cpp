@@ -6,6 +6,8 @@
 #include <functional>
 #include <memory>
 
+#include <fmt/format.h>
+
 #include "base/stopwatch.hpp"
 #include "parallel/collectives/collectives.hpp"
 
@@ -85,13 +87,13 @@ std::vector<Implementation> implementations(const ProductShape& shape, Direction
   std::vector<at::Tensor> b = operands.b.unbind(0);
   std::vector<at::Tensor> out = operands.out.unbind(0);
   std::vector<Implementation> all;
-  all.push_back({"mm", [a, b, out]() mutable {
+  all.push_back({"mm", [a, b, out = std::move(out)]() mutable {
                    for (std::size_t i = 0; i < a.size(); ++i) {
                      at::mm_out(out[i], a[i], b[i]);
                    }
                  }});
   if (shape.groups > 1) {
-    all.push_back({"bmm", [operands]() mutable { at::bmm_out(operands.out, operands.a, operands.b); }});
+    all.push_back({"bmm", [a_all = operands.a, b_all = operands.b, out_all = operands.out]() mutable { at::bmm_out(out_all, a_all, b_all); }});
     if (type != at::kDouble) {
       all.push_back({"grouped_mm", [operands] { (void)at::_grouped_mm(operands.a, operands.b); }});
     }
@@ -173,8 +175,9 @@ Timed attention_core(const GemmLimitOptions& options, const parallel::ProcessGri
   };
   timed.calls = 3 * options.model.layers;
   timed.flops = 4.0 * 0.5 * static_cast<double>(timed.calls * sequences * heads * options.seq * options.seq * head_dim);
-  timed.product = {"attention core", fmt::format("{} x {} heads, 3 forward times a layer", sequences, heads), "sdpa",
-                   0.0, 0.0};
+  timed.product.name = "attention core";
+  timed.product.shape = fmt::format("{} x {} heads, 3 forward times a layer", sequences, heads);
+  timed.product.implementation = "sdpa";
   return timed;
 }
 

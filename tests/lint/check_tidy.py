@@ -9,7 +9,6 @@ A source that includes ATen takes half a minute, so those are checked when named
 
 import argparse
 import concurrent.futures
-import functools
 import json
 import os
 import pathlib
@@ -21,7 +20,7 @@ import tempfile
 
 import check_layers
 
-FREE_LIBRARIES = ("base", "data", "config", "kernels")
+FREE_FOLDERS = ("base/", "data/", "config/", "kernels/reference/")  # kernels/cpu uses builtins that clang lacks
 
 # What CMake adds for GCC's precompiled header, which clang cannot read.
 GCC_ONLY = {"-fpch-preprocess", "-Winvalid-pch", "-fno-sanitize-recover=undefined"}
@@ -42,18 +41,6 @@ def clang_command(command: str) -> list[str]:
     return kept
 
 
-def reaches_aten(file: pathlib.Path, source_root: pathlib.Path) -> bool:
-    @functools.lru_cache(maxsize=None)
-    def reaches(path: pathlib.Path) -> bool:
-        if not path.is_file():
-            return False
-        return any(
-            reaches(source_root / include.path) if include.quoted else bool(re.match(check_layers.ATEN, include.path))
-            for include in check_layers.includes_of(path))
-
-    return reaches(file)
-
-
 def tidy(file: pathlib.Path, database: str, checks: str) -> list[str]:
     """What clang-tidy complains about, one entry per place."""
     result = subprocess.run(["clang-tidy", "--quiet", f"--checks={checks}", "-p", database, str(file)],
@@ -69,7 +56,8 @@ def chosen_files(known: list[pathlib.Path], named: list[pathlib.Path], source_ro
         wanted = {file.resolve() for file in named}
         return [file for file in known if file in wanted]
     return [file for file in known
-            if file.relative_to(source_root).parts[0] in FREE_LIBRARIES and not reaches_aten(file, source_root)]
+            if file.relative_to(source_root).as_posix().startswith(FREE_FOLDERS)
+            and not check_layers.reaches(file, check_layers.TENSORS, source_root)]
 
 
 def main() -> int:

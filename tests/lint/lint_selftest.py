@@ -87,10 +87,11 @@ class Layers(unittest.TestCase):
             "src/kernels/gemm.cpp": "#include <ATen/ATen.h>\n",
         }), [])
 
-    def test_keeps_aten_in_one_kernel_file_and_in_no_kernel_header(self):
+    def test_keeps_tensors_in_one_kernel_unit(self):
         include = "#include <ATen/ATen.h>\n"
         self.assertEqual(len(layer_errors({"src/kernels/a.cpp": include, "src/kernels/b.cpp": include})), 1)
-        self.assertEqual(len(layer_errors({"src/kernels/a.hpp": include})), 1)
+        self.assertEqual(layer_errors({"src/kernels/a.hpp": include, "src/kernels/cpu/a.cpp": include}), [])
+        self.assertEqual(layer_errors({"src/kernels/a.hpp": include, "src/kernels/b.hpp": "#include <c10/x.h>\n"}), [])
 
     def test_refuses_an_unknown_folder(self):
         self.assertEqual(len(layer_errors({"src/misc/a.hpp": ""})), 1)

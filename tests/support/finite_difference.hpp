@@ -17,9 +17,11 @@ namespace athanor::tests {
 
 struct FiniteDifferenceOptions {
   double step = 1e-5;
-  double tolerance = 1e-7;         ///< of |analytic - numeric|, relative to the largest |gradient| of the same tensor
-  double absolute = 1e-9;          ///< added to the tolerance: gradients that are all zero are ordinary
-  std::int64_t max_elements = 64;  ///< elements checked of each tensor, chosen at random when it has more; 0: all
+  double tolerance =
+      1e-7;                ///< of |analytic - numeric|, relative to the largest |gradient| of the same tensor
+  double absolute = 1e-9;  ///< added to the tolerance: gradients that are all zero are ordinary
+  std::int64_t max_elements =
+      64;  ///< elements checked of each tensor, chosen at random when it has more; 0: all
   std::uint64_t seed = 1;
 };
 
@@ -31,7 +33,8 @@ struct CheckedGradient {
 };
 
 /// Element indices to check: all of [0, numel), or options.max_elements distinct-ish ones.
-inline std::vector<std::int64_t> checked_elements(std::int64_t numel, const FiniteDifferenceOptions& options) {
+inline std::vector<std::int64_t> checked_elements(std::int64_t numel,
+                                                  const FiniteDifferenceOptions& options) {
   std::vector<std::int64_t> elements;
   if (options.max_elements == 0 || numel <= options.max_elements) {
     for (std::int64_t i = 0; i < numel; ++i) {
@@ -46,8 +49,8 @@ inline std::vector<std::int64_t> checked_elements(std::int64_t numel, const Fini
   return elements;
 }
 
-/// Compares each claimed gradient with (value(+h) - value(-h)) / 2h. `value` reads the varied tensors afresh; it is
-/// called without gradients. For parameters whose gradient lands in an accumulator.
+/// Compares each claimed gradient with (value(+h) - value(-h)) / 2h. `value` reads the varied tensors afresh;
+/// it is called without gradients. For parameters whose gradient lands in an accumulator.
 inline ::testing::AssertionResult gradients_match_values(const std::function<double()>& value,
                                                          const std::vector<CheckedGradient>& checked,
                                                          const FiniteDifferenceOptions& options = {}) {
@@ -83,11 +86,11 @@ inline ::testing::AssertionResult gradients_match_values(const std::function<dou
   return ::testing::AssertionSuccess();
 }
 
-/// Compares autograd's gradients of scalar `function` at f64 `inputs` with central differences. An input that is not
-/// of type f64 is passed through and not checked.
+/// Compares autograd's gradients of scalar `function` at f64 `inputs` with central differences. An input that
+/// is not of type f64 is passed through and not checked.
 inline ::testing::AssertionResult gradients_match(
-    const std::function<at::Tensor(const std::vector<at::Tensor>&)>& function, const std::vector<at::Tensor>& inputs,
-    const FiniteDifferenceOptions& options = {}) {
+    const std::function<at::Tensor(const std::vector<at::Tensor>&)>& function,
+    const std::vector<at::Tensor>& inputs, const FiniteDifferenceOptions& options = {}) {
   std::vector<at::Tensor> leaves;
   for (const at::Tensor& input : inputs) {
     const bool varied = input.defined() && input.scalar_type() == at::kDouble;
@@ -122,7 +125,8 @@ inline void expect_close(const at::Tensor& actual, const at::Tensor& expected, d
 }
 
 /// A random tensor that depends on `seed` alone (normal, f64 unless asked otherwise).
-inline at::Tensor random_tensor(at::IntArrayRef shape, std::uint64_t seed, at::ScalarType dtype = at::kDouble) {
+inline at::Tensor random_tensor(at::IntArrayRef shape, std::uint64_t seed,
+                                at::ScalarType dtype = at::kDouble) {
   at::Tensor out = at::empty(shape, at::kDouble);
   std::mt19937_64 generator(seed);
   std::normal_distribution<double> normal;

@@ -1,6 +1,6 @@
-// main() of the MPI tests: one gtest run on all ranks. Rank 0 prints; after each test the failures of the other ranks
-// are gathered and become failures of rank 0, each printed once. A rank that hangs, or that others leave waiting
-// because they failed, ends the job through a watchdog that names test and rank.
+// main() of the MPI tests: one gtest run on all ranks. Rank 0 prints; after each test the failures of the
+// other ranks are gathered and become failures of rank 0, each printed once. A rank that hangs, or that
+// others leave waiting because they failed, ends the job through a watchdog that names test and rank.
 #include <gtest/gtest.h>
 
 #include <chrono>
@@ -15,9 +15,9 @@
 
 #include <ATen/Parallel.h>
 
-#include "support/mpi_test.hpp"
 #include "parallel/collectives/collectives.hpp"
 #include "parallel/mpi_environment.hpp"
+#include "support/mpi_test.hpp"
 
 namespace athanor::tests {
 namespace {
@@ -34,10 +34,12 @@ int deadline_s() {
   return value > 0 ? value : default_deadline_s;
 }
 
-// Ends the process (and by mpirun's doing the job) when a test outlives its deadline. The thread makes no MPI call.
+// Ends the process (and by mpirun's doing the job) when a test outlives its deadline. The thread makes no MPI
+// call.
 class HangWatchdog {
  public:
-  explicit HangWatchdog(std::string rank_name) : rank_name_(std::move(rank_name)), thread_([this] { run(); }) {}
+  explicit HangWatchdog(std::string rank_name)
+      : rank_name_(std::move(rank_name)), thread_([this] { run(); }) {}
   ~HangWatchdog() {
     {
       const std::lock_guard lock(mutex_);
@@ -65,7 +67,8 @@ class HangWatchdog {
   void run() {
     std::unique_lock lock(mutex_);
     while (!stopped_) {
-      if (changed_.wait_until(lock, deadline_) == std::cv_status::timeout && Clock::now() >= deadline_ && !stopped_) {
+      if (changed_.wait_until(lock, deadline_) == std::cv_status::timeout && Clock::now() >= deadline_ &&
+          !stopped_) {
         std::fprintf(stderr, "[  HANG    ] %s waited %d s for %s to end\n%s\n", rank_name_.c_str(), seconds_,
                      what_.c_str(), note_.c_str());
         std::fflush(nullptr);
@@ -92,17 +95,20 @@ std::string full_name(const testing::TestInfo& test) {
 // Keeps this rank's failures and shares them at the end of each test.
 class RankFailures final : public testing::EmptyTestEventListener {
  public:
-  RankFailures(const parallel::Communicator& comm, HangWatchdog& watchdog) : comm_(comm), watchdog_(watchdog) {}
+  RankFailures(const parallel::Communicator& comm, HangWatchdog& watchdog)
+      : comm_(comm), watchdog_(watchdog) {}
 
-  void OnTestStart(const testing::TestInfo& test) override { watchdog_.expect(full_name(test), deadline_s()); }
+  void OnTestStart(const testing::TestInfo& test) override {
+    watchdog_.expect(full_name(test), deadline_s());
+  }
 
   void OnTestPartResult(const testing::TestPartResult& result) override {
     if (!result.failed() || sharing_) {
       return;
     }
     std::ostringstream text;
-    text << (result.file_name() == nullptr ? "unknown file" : result.file_name()) << ":" << result.line_number()
-         << ": " << result.message() << "\n";
+    text << (result.file_name() == nullptr ? "unknown file" : result.file_name()) << ":"
+         << result.line_number() << ": " << result.message() << "\n";
     failures_ += text.str();
   }
 
@@ -156,7 +162,9 @@ int run_tests(const parallel::Communicator& comm) {
 
 }  // namespace
 
-const parallel::Communicator& world() { return *world_instance; }
+const parallel::Communicator& world() {
+  return *world_instance;
+}
 
 }  // namespace athanor::tests
 

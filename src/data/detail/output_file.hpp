@@ -7,8 +7,8 @@
 
 namespace athanor::data::detail {
 
-/// Writes PATH.partial through a buffer; finish() flushes it to disk and renames it to PATH. Without finish() the
-/// partial file is removed. Not copyable, not movable.
+/// Writes PATH.partial through a buffer; finish() flushes it to disk and renames it to PATH. Without finish()
+/// the partial file is removed. Not copyable, not movable.
 class OutputFile {
  public:
   /// Creates the folder when needed. Throws CannotCreateError.

@@ -26,8 +26,9 @@ struct SwigluForward {
 
 struct SwigluBackward {
   template <typename T>
-  ATHANOR_KERNEL_INLINE static void row(const T* __restrict dy, const T* __restrict gate, const T* __restrict up,
-                                        std::int64_t ffn, T* __restrict dgate, T* __restrict dup) {
+  ATHANOR_KERNEL_INLINE static void row(const T* __restrict dy, const T* __restrict gate,
+                                        const T* __restrict up, std::int64_t ffn, T* __restrict dgate,
+                                        T* __restrict dup) {
     for (std::int64_t c = 0; c < ffn; ++c) {
       using A = accumulation_t<T>;
       const A g = load(gate[c]);
@@ -60,8 +61,8 @@ void swiglu_backward(const T* dy, const T* gate_up, std::int64_t rows, std::int6
   dispatch<SwigluBackward>(dy, gate_up, rows, ffn, dgate_up);
 }
 
-#define ATHANOR_INSTANTIATE(T)                                                      \
-  template void swiglu_forward<T>(const T*, std::int64_t, std::int64_t, T*);       \
+#define ATHANOR_INSTANTIATE(T)                                               \
+  template void swiglu_forward<T>(const T*, std::int64_t, std::int64_t, T*); \
   template void swiglu_backward<T>(const T*, const T*, std::int64_t, std::int64_t, T*);
 ATHANOR_FOR_EACH_ELEMENT(ATHANOR_INSTANTIATE)
 #undef ATHANOR_INSTANTIATE

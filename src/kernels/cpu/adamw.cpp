@@ -6,13 +6,14 @@ namespace athanor::kernels::cpu {
 
 namespace {
 
-/// Square root within 1 ulp of x >= 0 (std::sqrt may set errno, which keeps loops from being vectorised): Newton steps
-/// for 1/sqrt(x) from the exponent-halving first guess, then one for the root itself. 0 gives 0.
+/// Square root within 1 ulp of x >= 0 (std::sqrt may set errno, which keeps loops from being vectorised):
+/// Newton steps for 1/sqrt(x) from the exponent-halving first guess, then one for the root itself. 0 gives 0.
 template <typename A>
 ATHANOR_KERNEL_INLINE A square_root(A x) {
   using Bits = std::conditional_t<std::is_same_v<A, double>, std::uint64_t, std::uint32_t>;
   constexpr bool is_double = std::is_same_v<A, double>;
-  constexpr Bits magic = is_double ? static_cast<Bits>(0x5fe6eb50c7b537a9ull) : static_cast<Bits>(0x5f375a86u);
+  constexpr Bits magic =
+      is_double ? static_cast<Bits>(0x5fe6eb50c7b537a9ull) : static_cast<Bits>(0x5f375a86u);
   A y = std::bit_cast<A>(static_cast<Bits>(magic - (std::bit_cast<Bits>(x) >> 1)));
   for (int step = 0; step < (is_double ? 4 : 3); ++step) {
     y = y * (A(1.5) - A(0.5) * x * y * y);
@@ -56,7 +57,8 @@ struct AdamwUpdate {
   }
 
   template <typename A>
-  ATHANOR_KERNEL_INLINE static A updated(A master, A& exp_avg, A& exp_avg_sq, A grad, const LoopScalars<A>& s) {
+  ATHANOR_KERNEL_INLINE static A updated(A master, A& exp_avg, A& exp_avg_sq, A grad,
+                                         const LoopScalars<A>& s) {
     const A g = s.scale * grad;
     const A m = s.beta1 * exp_avg + s.one_minus_beta1 * g;
     const A v = s.beta2 * exp_avg_sq + s.one_minus_beta2 * (g * g);
@@ -78,8 +80,8 @@ struct ConvertElements {
 }  // namespace
 
 template <typename A, typename C>
-void adamw_update(A* master, A* exp_avg, A* exp_avg_sq, const A* grad, std::int64_t n, const AdamwScalars& scalars,
-                  C* copy) {
+void adamw_update(A* master, A* exp_avg, A* exp_avg_sq, const A* grad, std::int64_t n,
+                  const AdamwScalars& scalars, C* copy) {
   dispatch<AdamwUpdate>(master, exp_avg, exp_avg_sq, grad, n, LoopScalars<A>(scalars), copy);
 }
 
@@ -88,8 +90,8 @@ void convert_elements(const A* master, std::int64_t n, C* out) {
   dispatch<ConvertElements>(master, n, out);
 }
 
-#define ATHANOR_INSTANTIATE(A, C)                                                                              \
-  template void adamw_update<A, C>(A*, A*, A*, const A*, std::int64_t, const AdamwScalars&, C*);              \
+#define ATHANOR_INSTANTIATE(A, C)                                                                \
+  template void adamw_update<A, C>(A*, A*, A*, const A*, std::int64_t, const AdamwScalars&, C*); \
   template void convert_elements<A, C>(const A*, std::int64_t, C*);
 ATHANOR_INSTANTIATE(float, float)
 ATHANOR_INSTANTIATE(float, c10::BFloat16)

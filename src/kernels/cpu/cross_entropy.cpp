@@ -62,12 +62,13 @@ struct Statistics {
 
 struct CrossEntropyBackward {
   template <typename T, typename A>
-  ATHANOR_KERNEL_INLINE static void run(T* logits, const std::int64_t* labels, const A* maximum, const A* inverse_sum,
-                                        std::int64_t rows, std::int64_t vocab) {
+  ATHANOR_KERNEL_INLINE static void run(T* logits, const std::int64_t* labels, const A* maximum,
+                                        const A* inverse_sum, std::int64_t rows, std::int64_t vocab,
+                                        A gradient_scale) {
     for (std::int64_t r = 0; r < rows; ++r) {
       T* row = logits + r * vocab;
       const A largest = maximum[r];
-      const A scale = inverse_sum[r];
+      const A scale = inverse_sum[r] * gradient_scale;
       if (scale == A(0)) {
         for (std::int64_t c = 0; c < vocab; ++c) {
           row[c] = store<T>(A(0));
@@ -75,8 +76,8 @@ struct CrossEntropyBackward {
         continue;
       }
       const bool here = labels[r] >= 0 && labels[r] < vocab;
-      // The label's probability is kept in the accumulation type until 1 is subtracted.
-      const A target = here ? fast_exp(load(row[labels[r]]) - largest) * scale - A(1) : A(0);
+      // The label's probability stays in the accumulation type until 1 is subtracted.
+      const A target = here ? fast_exp(load(row[labels[r]]) - largest) * scale - gradient_scale : A(0);
       for (std::int64_t c = 0; c < vocab; ++c) {
         row[c] = store<T>(fast_exp(load(row[c]) - largest) * scale);
       }
@@ -97,15 +98,17 @@ void softmax_statistics(const T* logits, const std::int64_t* labels, std::int64_
 
 template <typename T>
 void cross_entropy_backward(T* logits, const std::int64_t* labels, const accumulation_t<T>* maximum,
-                            const accumulation_t<T>* inverse_sum, std::int64_t rows, std::int64_t vocab) {
-  dispatch<CrossEntropyBackward>(logits, labels, maximum, inverse_sum, rows, vocab);
+                            const accumulation_t<T>* inverse_sum, std::int64_t rows, std::int64_t vocab,
+                            accumulation_t<T> gradient_scale) {
+  dispatch<CrossEntropyBackward>(logits, labels, maximum, inverse_sum, rows, vocab, gradient_scale);
 }
 
-#define ATHANOR_INSTANTIATE(T)                                                                                 \
-  template void softmax_statistics<T>(const T*, const std::int64_t*, std::int64_t, std::int64_t,              \
-                                      SoftmaxStatistics<accumulation_t<T>>*);                                 \
-  template void cross_entropy_backward<T>(T*, const std::int64_t*, const accumulation_t<T>*,                  \
-                                          const accumulation_t<T>*, std::int64_t, std::int64_t);
+#define ATHANOR_INSTANTIATE(T)                                                                   \
+  template void softmax_statistics<T>(const T*, const std::int64_t*, std::int64_t, std::int64_t, \
+                                      SoftmaxStatistics<accumulation_t<T>>*);                    \
+  template void cross_entropy_backward<T>(T*, const std::int64_t*, const accumulation_t<T>*,     \
+                                          const accumulation_t<T>*, std::int64_t, std::int64_t,  \
+                                          accumulation_t<T>);
 ATHANOR_FOR_EACH_ELEMENT(ATHANOR_INSTANTIATE)
 #undef ATHANOR_INSTANTIATE
 

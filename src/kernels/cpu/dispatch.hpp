@@ -1,9 +1,9 @@
-// Run-time choice of the instruction set: each kernel body is compiled three times (x86-64 levels 4, 3 and the
-// compiler's default) and the best one that this CPU has is called. The binary runs anywhere.
+// Run-time choice of the instruction set: each kernel body is compiled three times (x86-64 levels 4, 3 and
+// the compiler's default) and the best one that this CPU has is called. The binary runs anywhere.
 //
-// A body is a struct with a `run` template marked ATHANOR_KERNEL_INLINE, written as plain loops that the compiler
-// vectorises. Everything it calls in its loops must be ATHANOR_KERNEL_INLINE too, or it is compiled for the default
-// instruction set.
+// A body is a struct with a `run` template marked ATHANOR_KERNEL_INLINE, written as plain loops that the
+// compiler vectorises. Everything it calls in its loops must be ATHANOR_KERNEL_INLINE too, or it is compiled
+// for the default instruction set.
 #pragma once
 
 #define ATHANOR_KERNEL_INLINE [[gnu::always_inline]] inline

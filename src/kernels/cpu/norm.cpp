@@ -16,8 +16,8 @@ struct RmsNormForward {
   }
 
   template <typename T, typename A>
-  ATHANOR_KERNEL_INLINE static void run(const T* x, const T* weight, std::int64_t rows, std::int64_t width, A eps,
-                                        T* y, A* rstd) {
+  ATHANOR_KERNEL_INLINE static void run(const T* x, const T* weight, std::int64_t rows, std::int64_t width,
+                                        A eps, T* y, A* rstd) {
     for (std::int64_t r = 0; r < rows; ++r) {
       const T* x_row = x + r * width;
       rstd[r] = A(1) / std::sqrt(dot<A>(x_row, x_row, width) / static_cast<A>(width) + eps);
@@ -45,8 +45,9 @@ struct RmsNormBackward {
   }
 
   template <typename T, typename A>
-  ATHANOR_KERNEL_INLINE static void data(const T* __restrict dy, const T* __restrict x, const T* __restrict weight,
-                                         A rstd, A projection, std::int64_t width, T* __restrict dx) {
+  ATHANOR_KERNEL_INLINE static void data(const T* __restrict dy, const T* __restrict x,
+                                         const T* __restrict weight, A rstd, A projection, std::int64_t width,
+                                         T* __restrict dx) {
     for (std::int64_t c = 0; c < width; ++c) {
       dx[c] = store<T>(rstd * (load(dy[c]) * load(weight[c]) - load(x[c]) * projection));
     }
@@ -61,8 +62,8 @@ struct RmsNormBackward {
   }
 
   template <typename T, typename A>
-  ATHANOR_KERNEL_INLINE static void run(const T* dy, const T* x, const T* weight, const A* rstd, std::int64_t rows,
-                                        std::int64_t width, T* dx, A* dweight) {
+  ATHANOR_KERNEL_INLINE static void run(const T* dy, const T* x, const T* weight, const A* rstd,
+                                        std::int64_t rows, std::int64_t width, T* dx, A* dweight) {
     for (std::int64_t r = 0; r < rows; ++r) {
       const T* dy_row = dy + r * width;
       const T* x_row = x + r * width;
@@ -85,15 +86,15 @@ void rms_norm_forward(const T* x, const T* weight, std::int64_t rows, std::int64
 }
 
 template <typename T>
-void rms_norm_backward(const T* dy, const T* x, const T* weight, const accumulation_t<T>* rstd, std::int64_t rows,
-                       std::int64_t width, T* dx, accumulation_t<T>* dweight) {
+void rms_norm_backward(const T* dy, const T* x, const T* weight, const accumulation_t<T>* rstd,
+                       std::int64_t rows, std::int64_t width, T* dx, accumulation_t<T>* dweight) {
   dispatch<RmsNormBackward>(dy, x, weight, rstd, rows, width, dx, dweight);
 }
 
-#define ATHANOR_INSTANTIATE(T)                                                                                 \
-  template void rms_norm_forward<T>(const T*, const T*, std::int64_t, std::int64_t, double, T*,               \
-                                    accumulation_t<T>*);                                                      \
-  template void rms_norm_backward<T>(const T*, const T*, const T*, const accumulation_t<T>*, std::int64_t,    \
+#define ATHANOR_INSTANTIATE(T)                                                                             \
+  template void rms_norm_forward<T>(const T*, const T*, std::int64_t, std::int64_t, double, T*,            \
+                                    accumulation_t<T>*);                                                   \
+  template void rms_norm_backward<T>(const T*, const T*, const T*, const accumulation_t<T>*, std::int64_t, \
                                      std::int64_t, T*, accumulation_t<T>*);
 ATHANOR_FOR_EACH_ELEMENT(ATHANOR_INSTANTIATE)
 #undef ATHANOR_INSTANTIATE

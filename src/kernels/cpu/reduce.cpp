@@ -49,7 +49,7 @@ bool has_nonfinite(const T* x, std::int64_t n) {
   return found;
 }
 
-#define ATHANOR_INSTANTIATE(T)                                \
+#define ATHANOR_INSTANTIATE(T)                               \
   template double sum_of_squares<T>(const T*, std::int64_t); \
   template bool has_nonfinite<T>(const T*, std::int64_t);
 ATHANOR_FOR_EACH_ELEMENT(ATHANOR_INSTANTIATE)

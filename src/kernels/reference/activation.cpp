@@ -29,8 +29,8 @@ void swiglu_backward(const T* dy, const T* gate_up, std::int64_t rows, std::int6
   }
 }
 
-#define ATHANOR_INSTANTIATE(T)                                                      \
-  template void swiglu_forward<T>(const T*, std::int64_t, std::int64_t, T*);       \
+#define ATHANOR_INSTANTIATE(T)                                               \
+  template void swiglu_forward<T>(const T*, std::int64_t, std::int64_t, T*); \
   template void swiglu_backward<T>(const T*, const T*, std::int64_t, std::int64_t, T*);
 ATHANOR_INSTANTIATE(float)
 ATHANOR_INSTANTIATE(double)

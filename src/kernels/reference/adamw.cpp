@@ -5,7 +5,8 @@
 namespace athanor::kernels::reference {
 
 template <typename A>
-void adamw_update(A* master, A* exp_avg, A* exp_avg_sq, const A* grad, std::int64_t n, const AdamwScalars& s) {
+void adamw_update(A* master, A* exp_avg, A* exp_avg_sq, const A* grad, std::int64_t n,
+                  const AdamwScalars& s) {
   for (std::int64_t i = 0; i < n; ++i) {
     const double g = s.gradient_scale * grad[i];
     const double m = s.beta1 * exp_avg[i] + (1.0 - s.beta1) * g;
@@ -20,6 +21,7 @@ void adamw_update(A* master, A* exp_avg, A* exp_avg_sq, const A* grad, std::int6
 }
 
 template void adamw_update<float>(float*, float*, float*, const float*, std::int64_t, const AdamwScalars&);
-template void adamw_update<double>(double*, double*, double*, const double*, std::int64_t, const AdamwScalars&);
+template void adamw_update<double>(double*, double*, double*, const double*, std::int64_t,
+                                   const AdamwScalars&);
 
 }  // namespace athanor::kernels::reference

@@ -20,8 +20,8 @@ void rms_norm_forward(const T* x, const T* weight, std::int64_t rows, std::int64
 }
 
 template <typename T>
-void rms_norm_backward(const T* dy, const T* x, const T* weight, const accumulation_t<T>* rstd, std::int64_t rows,
-                       std::int64_t width, T* dx, accumulation_t<T>* dweight) {
+void rms_norm_backward(const T* dy, const T* x, const T* weight, const accumulation_t<T>* rstd,
+                       std::int64_t rows, std::int64_t width, T* dx, accumulation_t<T>* dweight) {
   for (std::int64_t r = 0; r < rows; ++r) {
     double mean = 0.0;  // of g * n
     for (std::int64_t c = 0; c < width; ++c) {
@@ -39,10 +39,10 @@ void rms_norm_backward(const T* dy, const T* x, const T* weight, const accumulat
   }
 }
 
-#define ATHANOR_INSTANTIATE(T)                                                                                 \
-  template void rms_norm_forward<T>(const T*, const T*, std::int64_t, std::int64_t, double, T*,               \
-                                    accumulation_t<T>*);                                                      \
-  template void rms_norm_backward<T>(const T*, const T*, const T*, const accumulation_t<T>*, std::int64_t,    \
+#define ATHANOR_INSTANTIATE(T)                                                                             \
+  template void rms_norm_forward<T>(const T*, const T*, std::int64_t, std::int64_t, double, T*,            \
+                                    accumulation_t<T>*);                                                   \
+  template void rms_norm_backward<T>(const T*, const T*, const T*, const accumulation_t<T>*, std::int64_t, \
                                      std::int64_t, T*, accumulation_t<T>*);
 ATHANOR_INSTANTIATE(float)
 ATHANOR_INSTANTIATE(double)

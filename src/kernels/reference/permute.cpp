@@ -3,7 +3,8 @@
 namespace athanor::kernels::reference {
 
 template <typename T>
-void permute_tokens(const T* x, const std::int64_t* source_row, std::int64_t rows, std::int64_t width, T* out) {
+void permute_tokens(const T* x, const std::int64_t* source_row, std::int64_t rows, std::int64_t width,
+                    T* out) {
   for (std::int64_t i = 0; i < rows; ++i) {
     for (std::int64_t c = 0; c < width; ++c) {
       out[i * width + c] = x[source_row[i] * width + c];
@@ -46,11 +47,22 @@ void combine_rows_backward(const T* dy, const T* x, const std::int64_t* slot, co
   }
 }
 
-#define ATHANOR_INSTANTIATE(T)                                                                                 \
-  template void permute_tokens<T>(const T*, const std::int64_t*, std::int64_t, std::int64_t, T*);             \
-  template void combine_rows<T>(const T*, const std::int64_t*, const accumulation_t<T>*, std::int64_t,        \
-                                std::int64_t, std::int64_t, T*);                                              \
-  template void combine_rows_backward<T>(const T*, const T*, const std::int64_t*, const accumulation_t<T>*,   \
+template <typename T>
+void add_rows(const T* x, const std::int64_t* row, std::int64_t rows, std::int64_t width,
+              accumulation_t<T>* out) {
+  for (std::int64_t i = 0; i < rows; ++i) {
+    for (std::int64_t c = 0; row[i] >= 0 && c < width; ++c) {
+      out[row[i] * width + c] += x[i * width + c];
+    }
+  }
+}
+
+#define ATHANOR_INSTANTIATE(T)                                                                              \
+  template void add_rows<T>(const T*, const std::int64_t*, std::int64_t, std::int64_t, accumulation_t<T>*); \
+  template void permute_tokens<T>(const T*, const std::int64_t*, std::int64_t, std::int64_t, T*);           \
+  template void combine_rows<T>(const T*, const std::int64_t*, const accumulation_t<T>*, std::int64_t,      \
+                                std::int64_t, std::int64_t, T*);                                            \
+  template void combine_rows_backward<T>(const T*, const T*, const std::int64_t*, const accumulation_t<T>*, \
                                          std::int64_t, std::int64_t, std::int64_t, T*, accumulation_t<T>*);
 ATHANOR_INSTANTIATE(float)
 ATHANOR_INSTANTIATE(double)

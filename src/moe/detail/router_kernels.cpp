@@ -221,7 +221,9 @@ void add_gate_gradient(GateKind kind, const A* gates_TK, const A* dgates_TK, con
   template void normalised_gates<A>(const A*, const std::int64_t*, std::int64_t, std::int64_t, std::int64_t, A*); \
   template RouterSums router_sums<A>(const A*, const A*, std::int64_t, std::int64_t, std::int64_t, double*, A*);  \
   template void add_balance_gradient<A>(const A*, const A*, std::int64_t, std::int64_t, std::int64_t,             \
-                                        std::int64_t, A, A*);
+                                        std::int64_t, A, A*);                                                     \
+  template void add_gate_gradient<A>(GateKind, const A*, const A*, const std::int64_t*, const A*, std::int64_t,   \
+                                     std::int64_t, std::int64_t, A*);
 ATHANOR_INSTANTIATE(float)
 ATHANOR_INSTANTIATE(double)
 #undef ATHANOR_INSTANTIATE

@@ -132,9 +132,11 @@ void FlatGroup::gather_parameters() {
     return;
   }
   for (const FlatLayout::Range& bucket : layout_.buckets()) {
-    at::Tensor all = values_.narrow(0, bucket.first, bucket.count);
-    const std::int64_t part = bucket.count / comm_->size();
-    parallel::all_gather_into(all, all.narrow(0, comm_->rank() * part, part), *comm_,
+    // In rows of one block: fewer and larger units for the transport than elements.
+    const std::int64_t rows = bucket.count / block_elements;
+    const std::int64_t own_rows = rows / comm_->size();
+    at::Tensor all = values_.narrow(0, bucket.first, bucket.count).view({rows, block_elements});
+    parallel::all_gather_into(all, all.narrow(0, comm_->rank() * own_rows, own_rows), *comm_,
                               parallel::Traffic::param_gather);
   }
 }

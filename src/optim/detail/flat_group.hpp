@@ -14,6 +14,7 @@
 #include "optim/sharded_optimizer.hpp"
 #include "parallel/communicator.hpp"
 #include "parallel/parameter_map.hpp"
+#include "parallel/reduction_groups.hpp"
 
 namespace athanor::optim::detail {
 
@@ -31,6 +32,8 @@ class FlatGroup {
   /// and attaches their accumulators. All parameters share decay group and kind; `comm` must outlive this.
   FlatGroup(std::vector<std::shared_ptr<parallel::Parameter>> parameters, const parallel::Communicator& comm,
             const OptimOptions& options);
+  FlatGroup(const FlatGroup&) = delete;
+  FlatGroup& operator=(const FlatGroup&) = delete;
 
   /// Forgets the gradients.
   void reset_gradients();

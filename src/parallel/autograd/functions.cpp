@@ -29,7 +29,9 @@ void save_purpose(AutogradContext* ctx, Traffic purpose) {
   ctx->saved_data["purpose"] = static_cast<std::int64_t>(purpose);
 }
 
-Traffic saved_purpose(AutogradContext* ctx) { return static_cast<Traffic>(ctx->saved_data["purpose"].toInt()); }
+Traffic saved_purpose(AutogradContext* ctx) {
+  return static_cast<Traffic>(ctx->saved_data["purpose"].toInt());
+}
 
 std::int64_t checked_dim(const at::Tensor& x, std::int64_t dim) {
   const std::int64_t wrapped = dim < 0 ? dim + x.dim() : dim;
@@ -46,8 +48,9 @@ at::Tensor gather_dim(const at::Tensor& x, std::int64_t dim, const Communicator&
 // [.., n * d, ..] on each of n ranks -> the sum's [.., d, ..] of this rank.
 at::Tensor scatter_dim(const at::Tensor& x, std::int64_t dim, const Communicator& comm, Traffic purpose) {
   const std::int64_t size = comm.size();
-  ATHANOR_CHECK(x.size(dim) % size == 0, "a reduce-scatter of a dimension of {} over the {} ranks of group {}",
-                x.size(dim), size, comm.name());
+  ATHANOR_CHECK(x.size(dim) % size == 0,
+                "a reduce-scatter of a dimension of {} over the {} ranks of group {}", x.size(dim), size,
+                comm.name());
   const at::Tensor stacked = x.unflatten(dim, {size, x.size(dim) / size}).movedim(dim, 0);  // [n, .., d, ..]
   return reduce_scatter_sum(stacked, comm, purpose).squeeze(0);
 }
@@ -59,33 +62,40 @@ at::Tensor all_reduced(const at::Tensor& x, const Communicator& comm, Traffic pu
 }
 
 struct AllGatherDim : Function<AllGatherDim> {
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, std::int64_t dim, const Communicator& comm,
-                            Traffic purpose) {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, std::int64_t dim,
+                            const Communicator& comm, Traffic purpose) {
     save_comm(ctx, comm);
     save_purpose(ctx, purpose);
     ctx->saved_data["dim"] = dim;
     return gather_dim(x, dim, comm, purpose);
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    return {scatter_dim(grads[0], ctx->saved_data["dim"].toInt(), saved_comm(ctx), saved_purpose(ctx)), {}, {}, {}};
+    return {scatter_dim(grads[0], ctx->saved_data["dim"].toInt(), saved_comm(ctx), saved_purpose(ctx)),
+            {},
+            {},
+            {}};
   }
 };
 
 struct ReduceScatterDim : Function<ReduceScatterDim> {
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, std::int64_t dim, const Communicator& comm,
-                            Traffic purpose) {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, std::int64_t dim,
+                            const Communicator& comm, Traffic purpose) {
     save_comm(ctx, comm);
     save_purpose(ctx, purpose);
     ctx->saved_data["dim"] = dim;
     return scatter_dim(x, dim, comm, purpose);
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    return {gather_dim(grads[0], ctx->saved_data["dim"].toInt(), saved_comm(ctx), saved_purpose(ctx)), {}, {}, {}};
+    return {gather_dim(grads[0], ctx->saved_data["dim"].toInt(), saved_comm(ctx), saved_purpose(ctx)),
+            {},
+            {},
+            {}};
   }
 };
 
 struct CopyToGroup : Function<CopyToGroup> {
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const Communicator& comm, Traffic purpose) {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const Communicator& comm,
+                            Traffic purpose) {
     save_comm(ctx, comm);
     save_purpose(ctx, purpose);
     return x.view_as(x);
@@ -100,11 +110,14 @@ struct ReduceFromGroup : Function<ReduceFromGroup> {
                             Traffic purpose) {
     return all_reduced(x, comm, purpose);
   }
-  static variable_list backward(AutogradContext* /*ctx*/, const variable_list& grads) { return {grads[0], {}, {}}; }
+  static variable_list backward(AutogradContext* /*ctx*/, const variable_list& grads) {
+    return {grads[0], {}, {}};
+  }
 };
 
 struct AllToAllV : Function<AllToAllV> {
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const std::vector<std::int64_t>& send_rows,
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x,
+                            const std::vector<std::int64_t>& send_rows,
                             const std::vector<std::int64_t>& receive_rows, const Communicator& comm,
                             Traffic forward_purpose, Traffic backward_purpose) {
     save_comm(ctx, comm);
@@ -128,7 +141,8 @@ at::Tensor all_gather_dim(const at::Tensor& x, std::int64_t dim, const Communica
   return comm.size() == 1 ? x : AllGatherDim::apply(x, checked_dim(x, dim), comm, purpose);
 }
 
-at::Tensor reduce_scatter_dim(const at::Tensor& x, std::int64_t dim, const Communicator& comm, Traffic purpose) {
+at::Tensor reduce_scatter_dim(const at::Tensor& x, std::int64_t dim, const Communicator& comm,
+                              Traffic purpose) {
   return comm.size() == 1 ? x : ReduceScatterDim::apply(x, checked_dim(x, dim), comm, purpose);
 }
 
@@ -141,10 +155,11 @@ at::Tensor reduce_from_group(const at::Tensor& x, const Communicator& comm, Traf
 }
 
 at::Tensor all_to_all_v(const at::Tensor& x, std::vector<std::int64_t> send_rows,
-                        std::vector<std::int64_t> receive_rows, const Communicator& comm, Traffic forward_purpose,
-                        Traffic backward_purpose) {
-  return comm.size() == 1 ? x
-                          : AllToAllV::apply(x, send_rows, receive_rows, comm, forward_purpose, backward_purpose);
+                        std::vector<std::int64_t> receive_rows, const Communicator& comm,
+                        Traffic forward_purpose, Traffic backward_purpose) {
+  return comm.size() == 1
+             ? x
+             : AllToAllV::apply(x, send_rows, receive_rows, comm, forward_purpose, backward_purpose);
 }
 
 }  // namespace athanor::parallel::autograd

@@ -22,8 +22,9 @@ at::Tensor all_gather_v(const at::Tensor& input, std::span<const std::int64_t> r
                 rows.size());
   const std::int64_t total = detail::sum_of_counts(rows, comm);
   const std::int64_t own = rows[static_cast<std::size_t>(comm.rank())];
-  ATHANOR_CHECK(own == input.size(0), "all_gather_v on group {}, rank {}: the counts say {} rows, the tensor has {}",
-                comm.name(), comm.rank(), own, input.size(0));
+  ATHANOR_CHECK(own == input.size(0),
+                "all_gather_v on group {}, rank {}: the counts say {} rows, the tensor has {}", comm.name(),
+                comm.rank(), own, input.size(0));
   if (size == 1) {
     return input;
   }
@@ -36,11 +37,13 @@ at::Tensor all_gather_v(const at::Tensor& input, std::span<const std::int64_t> r
 
 void all_gather_into(at::Tensor& output, const at::Tensor& input, const Communicator& comm, Traffic purpose) {
   ATHANOR_CHECK(input.dim() >= 1 && output.dim() >= 1 && output.is_contiguous(),
-                "all_gather_into on group {} needs a contiguous output of at least one dimension", comm.name());
-  ATHANOR_CHECK(output.size(0) == input.size(0) * comm.size() && output.numel() == input.numel() * comm.size() &&
+                "all_gather_into on group {} needs a contiguous output of at least one dimension",
+                comm.name());
+  ATHANOR_CHECK(output.size(0) == input.size(0) * comm.size() &&
+                    output.numel() == input.numel() * comm.size() &&
                     output.scalar_type() == input.scalar_type(),
-                "all_gather_into on group {} of {} ranks: {} elements of {} do not gather into {} of {}", comm.name(),
-                comm.size(), input.numel(), c10::toString(input.scalar_type()), output.numel(),
+                "all_gather_into on group {} of {} ranks: {} elements of {} do not gather into {} of {}",
+                comm.name(), comm.size(), input.numel(), c10::toString(input.scalar_type()), output.numel(),
                 c10::toString(output.scalar_type()));
   const at::Tensor source = input.contiguous();
   const std::vector<std::int64_t> rows(static_cast<std::size_t>(comm.size()), source.size(0));

@@ -10,7 +10,8 @@
 namespace athanor::parallel {
 
 at::Tensor all_to_all_v(const at::Tensor& input, std::span<const std::int64_t> send_rows,
-                        std::span<const std::int64_t> receive_rows, const Communicator& comm, Traffic purpose) {
+                        std::span<const std::int64_t> receive_rows, const Communicator& comm,
+                        Traffic purpose) {
   const auto size = static_cast<std::size_t>(comm.size());
   ATHANOR_CHECK(input.dim() >= 1, "all_to_all_v on group {} got a scalar", comm.name());
   ATHANOR_CHECK(send_rows.size() == size && receive_rows.size() == size,
@@ -22,8 +23,8 @@ at::Tensor all_to_all_v(const at::Tensor& input, std::span<const std::int64_t> s
   ATHANOR_CHECK(sent == input.size(0), "all_to_all_v on group {}, rank {}: counts ask to send {} rows of {}",
                 comm.name(), comm.rank(), sent, input.size(0));
   ATHANOR_CHECK(send_rows[own] == receive_rows[own],
-                "all_to_all_v on group {}, rank {}: {} rows to itself but {} from itself", comm.name(), comm.rank(),
-                send_rows[own], receive_rows[own]);
+                "all_to_all_v on group {}, rank {}: {} rows to itself but {} from itself", comm.name(),
+                comm.rank(), send_rows[own], receive_rows[own]);
   if (size == 1) {
     return input;
   }

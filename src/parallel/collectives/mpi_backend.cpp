@@ -62,28 +62,39 @@ class ContiguousType {
 
 MPI_Datatype integer_type(at::ScalarType type) {
   switch (type) {
-    case at::kInt: return MPI_INT32_T;
-    case at::kLong: return MPI_INT64_T;
-    case at::kByte: return MPI_UINT8_T;
-    case at::kBool: return MPI_C_BOOL;
-    default: throw base::InternalError("all_reduce_integers got {} (int32, int64, uint8 and bool are supported) "
-                                       "convert the tensor", c10::toString(type));
+    case at::kInt:
+      return MPI_INT32_T;
+    case at::kLong:
+      return MPI_INT64_T;
+    case at::kByte:
+      return MPI_UINT8_T;
+    case at::kBool:
+      return MPI_C_BOOL;
+    default:
+      throw base::InternalError(
+          "all_reduce_integers got {} (int32, int64, uint8 and bool are supported) "
+          "convert the tensor",
+          c10::toString(type));
   }
 }
 
 MPI_Op mpi_op(ReduceOp op, at::ScalarType type) {
   const bool is_bool = type == at::kBool;
   switch (op) {
-    case ReduceOp::sum: return is_bool ? MPI_LOR : MPI_SUM;
-    case ReduceOp::max: return is_bool ? MPI_LOR : MPI_MAX;
-    case ReduceOp::min: return is_bool ? MPI_LAND : MPI_MIN;
+    case ReduceOp::sum:
+      return is_bool ? MPI_LOR : MPI_SUM;
+    case ReduceOp::max:
+      return is_bool ? MPI_LOR : MPI_MAX;
+    case ReduceOp::min:
+      return is_bool ? MPI_LAND : MPI_MIN;
   }
   return MPI_OP_NULL;
 }
 
 }  // namespace
 
-void MpiBackend::all_to_all_v(at::Tensor& output, const at::Tensor& input, std::span<const std::int64_t> receive_rows,
+void MpiBackend::all_to_all_v(at::Tensor& output, const at::Tensor& input,
+                              std::span<const std::int64_t> receive_rows,
                               std::span<const std::int64_t> send_rows) {
   check_buffer(output, "output");
   check_buffer(input, "input");
@@ -97,12 +108,13 @@ void MpiBackend::all_to_all_v(at::Tensor& output, const at::Tensor& input, std::
   const RowUnits receive = in_units(receive_rows, receive_unit);
   const ContiguousType send_type(send_unit * bytes, state_);
   const ContiguousType receive_type(receive_unit * bytes, state_);
-  ATHANOR_MPI_CALL(state_, MPI_Alltoallv(buffer_of(input), send.counts.data(), send.offsets.data(), send_type.get(),
-                                         buffer_of(output), receive.counts.data(), receive.offsets.data(),
-                                         receive_type.get(), state_.comm));
+  ATHANOR_MPI_CALL(state_, MPI_Alltoallv(buffer_of(input), send.counts.data(), send.offsets.data(),
+                                         send_type.get(), buffer_of(output), receive.counts.data(),
+                                         receive.offsets.data(), receive_type.get(), state_.comm));
 }
 
-void MpiBackend::all_gather_v(at::Tensor& output, const at::Tensor& input, std::span<const std::int64_t> rows) {
+void MpiBackend::all_gather_v(at::Tensor& output, const at::Tensor& input,
+                              std::span<const std::int64_t> rows) {
   check_buffer(output, "output");
   check_buffer(input, "input");
   const std::int64_t bytes = row_bytes(input);
@@ -115,9 +127,9 @@ void MpiBackend::all_gather_v(at::Tensor& output, const at::Tensor& input, std::
   const auto own = static_cast<std::size_t>(state_.rank);
   const auto* own_part = static_cast<const char*>(buffer_of(output)) + units.offsets[own] * unit * bytes;
   const bool in_place = rows[own] > 0 && own_part == buffer_of(input);
-  ATHANOR_MPI_CALL(state_, MPI_Allgatherv(in_place ? MPI_IN_PLACE : buffer_of(input), units.counts[own], type.get(),
-                                          buffer_of(output), units.counts.data(), units.offsets.data(), type.get(),
-                                          state_.comm));
+  ATHANOR_MPI_CALL(state_, MPI_Allgatherv(in_place ? MPI_IN_PLACE : buffer_of(input), units.counts[own],
+                                          type.get(), buffer_of(output), units.counts.data(),
+                                          units.offsets.data(), type.get(), state_.comm));
 }
 
 void MpiBackend::all_reduce_integers(at::Tensor& tensor, ReduceOp op) {
@@ -143,6 +155,8 @@ void MpiBackend::broadcast(at::Tensor& tensor, int root) {
   }
 }
 
-void MpiBackend::barrier() { ATHANOR_MPI_CALL(state_, MPI_Barrier(state_.comm)); }
+void MpiBackend::barrier() {
+  ATHANOR_MPI_CALL(state_, MPI_Barrier(state_.comm));
+}
 
 }  // namespace athanor::parallel

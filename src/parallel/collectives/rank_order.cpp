@@ -51,9 +51,11 @@ void reduce_op(at::Tensor& output, std::span<const at::Tensor> parts, ReduceOp o
     case ReduceOp::sum:
       return reduce_typed<In, Out, Acc>(output, parts, [](Acc a, Acc b) { return a + b; });
     case ReduceOp::max:
-      return reduce_typed<In, Out, Acc>(output, parts, [](Acc a, Acc b) { return a > b || std::isnan(a) ? a : b; });
+      return reduce_typed<In, Out, Acc>(output, parts,
+                                        [](Acc a, Acc b) { return a > b || std::isnan(a) ? a : b; });
     case ReduceOp::min:
-      return reduce_typed<In, Out, Acc>(output, parts, [](Acc a, Acc b) { return a < b || std::isnan(a) ? a : b; });
+      return reduce_typed<In, Out, Acc>(output, parts,
+                                        [](Acc a, Acc b) { return a < b || std::isnan(a) ? a : b; });
   }
 }
 
@@ -65,28 +67,36 @@ void reduce_from(at::Tensor& output, std::span<const at::Tensor> parts, ReduceOp
   if (output.scalar_type() == c10::CppTypeToScalarType<Acc>::value) {
     return reduce_op<In, Acc, Acc>(output, parts, op);
   }
-  throw base::InternalError("a sum over ranks of {} was asked in {} (the type of the parts or their accumulation type "
-                            "is possible) pass such a tensor", c10::toString(parts[0].scalar_type()),
-                            c10::toString(output.scalar_type()));
+  throw base::InternalError(
+      "a sum over ranks of {} was asked in {} (the type of the parts or their accumulation type "
+      "is possible) pass such a tensor",
+      c10::toString(parts[0].scalar_type()), c10::toString(output.scalar_type()));
 }
 
 }  // namespace
 
 void reduce_in_rank_order(at::Tensor& output, std::span<const at::Tensor> parts, ReduceOp op) {
-  ATHANOR_CHECK(!parts.empty() && output.is_contiguous(), "nothing to reduce, or into a non-contiguous tensor");
+  ATHANOR_CHECK(!parts.empty() && output.is_contiguous(),
+                "nothing to reduce, or into a non-contiguous tensor");
   for (const at::Tensor& part : parts) {
     ATHANOR_CHECK(part.is_contiguous() && part.numel() == output.numel() &&
                       part.scalar_type() == parts[0].scalar_type(),
                   "contributions to a sum over ranks differ in type or size");
   }
   switch (parts[0].scalar_type()) {
-    case at::kFloat: return reduce_from<float, float>(output, parts, op);
-    case at::kDouble: return reduce_from<double, double>(output, parts, op);
-    case at::kBFloat16: return reduce_from<at::BFloat16, float>(output, parts, op);
-    case at::kHalf: return reduce_from<at::Half, float>(output, parts, op);
+    case at::kFloat:
+      return reduce_from<float, float>(output, parts, op);
+    case at::kDouble:
+      return reduce_from<double, double>(output, parts, op);
+    case at::kBFloat16:
+      return reduce_from<at::BFloat16, float>(output, parts, op);
+    case at::kHalf:
+      return reduce_from<at::Half, float>(output, parts, op);
     default:
-      throw base::InternalError("a sum over ranks of {} in rank order (it is for f32, f64, bf16 and fp16) use the "
-                                "integer reduction or convert", c10::toString(parts[0].scalar_type()));
+      throw base::InternalError(
+          "a sum over ranks of {} in rank order (it is for f32, f64, bf16 and fp16) use the "
+          "integer reduction or convert",
+          c10::toString(parts[0].scalar_type()));
   }
 }
 

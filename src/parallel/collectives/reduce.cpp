@@ -1,6 +1,7 @@
-// Sums over ranks. Floats: every rank gets the contributions to its block, adds them in rank order, and the blocks are
-// gathered; short tensors are gathered whole and added everywhere, which takes one exchange instead of two and gives
-// the same bits, because each element is still added in the same order in the same type.
+// Sums over ranks. Floats: every rank gets the contributions to its block, adds them in rank order, and the
+// blocks are gathered; short tensors are gathered whole and added everywhere, which takes one exchange
+// instead of two and gives the same bits, because each element is still added in the same order in the same
+// type.
 #include <vector>
 
 #include <ATen/ATen.h>
@@ -25,8 +26,8 @@ std::vector<std::int64_t> block_sizes(std::int64_t total, const Communicator& co
   return sizes;
 }
 
-// Bytes this rank sends in an all-reduce: the other ranks' blocks, then its own to each of them. Short tensors count
-// alike although they travel whole: bytes must not depend on which path is the faster one.
+// Bytes this rank sends in an all-reduce: the other ranks' blocks, then its own to each of them. Short
+// tensors count alike although they travel whole: bytes must not depend on which path is the faster one.
 std::int64_t all_reduce_bytes(const at::Tensor& tensor, const Communicator& comm) {
   const std::int64_t own = block_of(tensor.numel(), comm.size(), comm.rank()).count;
   return (tensor.numel() - own + own * (comm.size() - 1)) * static_cast<std::int64_t>(tensor.element_size());
@@ -43,8 +44,8 @@ std::vector<at::Tensor> parts_of(const at::Tensor& received, const Communicator&
 }
 
 // Reduces block `rows[rank]` of the ranks' inputs into `output`.
-void reduce_own_block(at::Tensor& output, const at::Tensor& input, std::span<const std::int64_t> rows, ReduceOp op,
-                      const Communicator& comm) {
+void reduce_own_block(at::Tensor& output, const at::Tensor& input, std::span<const std::int64_t> rows,
+                      ReduceOp op, const Communicator& comm) {
   const std::int64_t own = rows[static_cast<std::size_t>(comm.rank())];
   const std::vector<std::int64_t> receive_rows(rows.size(), own);
   at::Tensor received = at::empty(detail::with_rows(input, own * comm.size()), input.options());
@@ -76,8 +77,8 @@ bool is_mpi_integer(at::ScalarType type) {
 
 at::Tensor reduce_scatter_sum(const at::Tensor& input, const Communicator& comm, Traffic purpose) {
   ATHANOR_CHECK(input.dim() >= 1 && input.size(0) % comm.size() == 0,
-                "reduce_scatter_sum on group {} of {} ranks needs a number of rows that they divide", comm.name(),
-                comm.size());
+                "reduce_scatter_sum on group {} of {} ranks needs a number of rows that they divide",
+                comm.name(), comm.size());
   if (comm.size() == 1) {
     return input;
   }
@@ -90,8 +91,8 @@ void reduce_scatter_sum_into(at::Tensor& output, const at::Tensor& input, const 
                              Traffic purpose) {
   ATHANOR_CHECK(input.dim() >= 1 && input.is_floating_point() && output.is_contiguous() &&
                     input.size(0) % comm.size() == 0 && output.numel() * comm.size() == input.numel(),
-                "reduce_scatter_sum_into on group {} of {} ranks: {} elements do not scatter into {}", comm.name(),
-                comm.size(), input.numel(), output.numel());
+                "reduce_scatter_sum_into on group {} of {} ranks: {} elements do not scatter into {}",
+                comm.name(), comm.size(), input.numel(), output.numel());
   if (comm.size() == 1) {
     output.copy_(input.view(output.sizes()));
     return;

@@ -10,7 +10,8 @@ void SelfBackend::all_to_all_v(at::Tensor& output, const at::Tensor& input,
   output.copy_(input);
 }
 
-void SelfBackend::all_gather_v(at::Tensor& output, const at::Tensor& input, std::span<const std::int64_t> /*rows*/) {
+void SelfBackend::all_gather_v(at::Tensor& output, const at::Tensor& input,
+                               std::span<const std::int64_t> /*rows*/) {
   if (output.const_data_ptr() != input.const_data_ptr()) {
     output.copy_(input);
   }

@@ -43,7 +43,8 @@ std::vector<std::string> all_gather_strings(const std::string& text, const Commu
 std::string broadcast_string(const std::string& text, int root, const Communicator& comm) {
   at::Tensor length = at::full({1}, static_cast<std::int64_t>(text.size()), at::kLong);
   broadcast_(length, root, comm, Traffic::other);
-  at::Tensor bytes = comm.rank() == root ? bytes_of(text) : at::empty({length.item<std::int64_t>()}, at::kByte);
+  at::Tensor bytes =
+      comm.rank() == root ? bytes_of(text) : at::empty({length.item<std::int64_t>()}, at::kByte);
   broadcast_(bytes, root, comm, Traffic::other);
   return text_of(bytes);
 }

@@ -35,7 +35,8 @@ CommunicatorState::~CommunicatorState() {
   }
   if (const int code = MPI_Comm_free(&comm); code != MPI_SUCCESS) {
     try {
-      base::log_local(base::LogLevel::warning, "MPI_Comm_free failed on group " + name + ": " + mpi_error_text(code));
+      base::log_local(base::LogLevel::warning,
+                      "MPI_Comm_free failed on group " + name + ": " + mpi_error_text(code));
     } catch (...) {  // a destructor must not throw, and there is nobody left to tell
     }
   }
@@ -61,7 +62,8 @@ std::unique_ptr<CommunicatorState> make_state(MPI_Comm comm, std::string name,
 void check_mpi(int code, std::string_view call, std::string_view group, int rank, int size) {
   if (code != MPI_SUCCESS) {
     throw base::CommError(
-        "{} failed on rank {} of {} of group {} ({}) check that all ranks run the same program and configuration and "
+        "{} failed on rank {} of {} of group {} ({}) check that all ranks run the same program and "
+        "configuration and "
         "that the network between them works",
         call, rank, size, group, mpi_error_text(code));
   }

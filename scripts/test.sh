@@ -1,0 +1,106 @@
+#!/usr/bin/env bash
+# Installs what is missing, builds, and runs every check: lint, unit and MPI tests, contracts, parity with the
+# reference implementation, sanitizers. Prints the time of each part beside its budget (minutes on 2 cores) and, as
+# the last line, how many tests passed and failed. Exits with 1 if any failed.
+set -uo pipefail
+# shellcheck source=scripts/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+cd "$root" || exit 70
+prepare_mpi
+
+passed=0
+failed=0
+table=()
+failures=()
+
+# count NAME STATUS: one check that is no ctest.
+count() {
+  if [[ $2 -eq 0 ]]; then
+    passed=$((passed + 1))
+  else
+    failed=$((failed + 1))
+    failures+=("$1")
+  fi
+}
+
+# count_junit FILE: adds the tests of a ctest report.
+count_junit() {
+  local good bad names
+  IFS=$'\t' read -r good bad names < <(python3 - "$1" <<'PYTHON'
+import sys
+import xml.etree.ElementTree as xml
+
+cases = list(xml.parse(sys.argv[1]).getroot().iter("testcase"))
+bad = [case.get("name") for case in cases if case.get("status") != "run"]
+print(len(cases) - len(bad), len(bad), " ".join(bad), sep="\t")
+PYTHON
+  ) || return 1
+  passed=$((passed + good))
+  failed=$((failed + bad))
+  [[ $bad -eq 0 ]] || failures+=("$names")
+}
+
+# run_ctest BUILD ctest-arguments...
+run_ctest() {
+  local build=$1 report
+  shift
+  report="$(mktemp)"
+  ctest --test-dir "$build" -j "$(cores)" --output-on-failure --no-tests=error --output-junit "$report" "$@"
+  local status=$?
+  if [[ ! -s $report ]] || ! count_junit "$report"; then
+    count "ctest $*" 1 # it ran nothing, or died
+  elif [[ $status -ne 0 && $failed -eq 0 ]]; then
+    count "ctest $*" "$status"
+  fi
+  rm -f "$report"
+}
+
+# part NAME BUDGET_MINUTES command...
+part() {
+  local name=$1 budget=$2 start=$SECONDS
+  shift 2
+  say "$name"
+  "$@"
+  local status=$? took=$((SECONDS - start)) note=""
+  [[ $took -le $((budget * 60)) ]] || note="over its budget"
+  table+=("$(printf '%-28s %3d:%02d  of %2d:00  %s' "$name" $((took / 60)) $((took % 60)) "$budget" "$note")")
+  return $status
+}
+
+sanitizer_tests() {
+  local labels='^(base|parallel|moe|data)$' targets
+  cmake --preset asan >build/asan.log 2>&1 || { cat build/asan.log; count "sanitizer configuration" 1; return 1; }
+  mapfile -t targets < <(ninja -C build/asan -t targets all |
+    sed -n -E 's/^((base|parallel|moe|data)(_mpi)?_tests): phony$/\1/p')
+  if [[ ${#targets[@]} -eq 0 ]] || ! cmake --build build/asan -j "$(cores)" --target "${targets[@]}"; then
+    count "sanitizer build" 1
+    return 1
+  fi
+  # Open MPI and LibTorch keep memory until the end, so leaks are not looked for.
+  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 run_ctest build/asan -L "$labels" -E 'np[68]$'
+}
+
+report() {
+  printf '\n'
+  printf '%s\n' "${table[@]}"
+  printf '%-28s %3d:%02d  of 40:00\n' "everything" $((SECONDS / 60)) $((SECONDS % 60))
+  [[ ${#failures[@]} -eq 0 ]] || printf 'failed: %s\n' "${failures[*]}"
+  printf '%d passed, %d failed\n' "$passed" "$failed"
+  [[ $failed -eq 0 && $passed -gt 0 ]]
+}
+
+if ! part "dependencies" 4 scripts/install_dependencies.sh --dev; then
+  count "dependencies" 1
+elif ! part "build with tests" 8 scripts/build.sh test; then
+  count "build" 1
+else
+  part "lint" 2 run_ctest build/test -L '^lint$'
+  part "unit and MPI tests" 4 run_ctest build/test -LE '^(lint|contract)$'
+  part "contracts" 4 run_ctest build/test -L '^contract$'
+  if [[ -x scripts/parity.sh ]]; then
+    part "parity" 3 timeout 900 scripts/parity.sh
+    count "parity" $?
+  fi
+  part "sanitizers" 8 sanitizer_tests
+fi
+report

@@ -1,0 +1,111 @@
+#include "app/launch.hpp"
+
+#include <ATen/Parallel.h>
+#include <sched.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <fstream>
+#include <string>
+#include <vector>
+
+#include "base/hash.hpp"
+#include "base/log.hpp"
+#include "config/command_line.hpp"
+#include "parallel/collectives/collectives.hpp"
+
+namespace athanor::app {
+namespace {
+
+// An error as one string: its exit code in three digits, then its message; "" without one.
+std::string failure_of(const std::function<void()>& action) {
+  try {
+    action();
+  } catch (const base::Error& error) {
+    return fmt::format("{:03}{}", static_cast<int>(error.exit_code()), error.what());
+  } catch (const std::exception& error) {
+    return fmt::format("{:03}{}", static_cast<int>(base::ExitCode::internal), error.what());
+  }
+  return "";
+}
+
+int allowed_cores() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  return sched_getaffinity(0, sizeof(set), &set) == 0 ? std::max(CPU_COUNT(&set), 1) : 1;
+}
+
+// Cores of the machine, or of the container's quota. Not this process's affinity: mpirun may bind each rank
+// to one.
+int machine_cores() {
+  const int online = std::max(static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN)), 1);
+  std::ifstream quota_file("/sys/fs/cgroup/cpu.max");
+  double quota = 0.0;
+  double period = 0.0;
+  if (quota_file >> quota >> period && quota > 0 && period > 0) {
+    return std::clamp(static_cast<int>(quota / period), 1, online);
+  }
+  return online;
+}
+
+}  // namespace
+
+void run_agreed(const parallel::Communicator& world, const std::function<void()>& action) {
+  const std::vector<std::string> failures = parallel::all_gather_strings(failure_of(action), world);
+  const auto first =
+      std::find_if(failures.begin(), failures.end(), [](const std::string& text) { return !text.empty(); });
+  if (first == failures.end()) {
+    return;
+  }
+  const bool is_common =
+      std::all_of(failures.begin(), failures.end(), [&](const auto& text) { return text == *first; });
+  const std::string message = first->substr(3);
+  throw base::Error(static_cast<base::ExitCode>(std::stoi(first->substr(0, 3))),
+                    is_common ? message : fmt::format("rank {}: {}", first - failures.begin(), message));
+}
+
+int count_local_ranks(const parallel::Communicator& world) {
+  std::array<char, 256> name{};
+  gethostname(name.data(), name.size() - 1);
+  const std::string host(name.data());
+  const std::vector<std::string> hosts = parallel::all_gather_strings(host, world);
+  return static_cast<int>(std::count(hosts.begin(), hosts.end(), host));
+}
+
+void share_cores(int local_ranks) {
+  const int cores = machine_cores();
+  if (local_ranks > cores) {
+    base::log_warning(
+        "{} ranks share {} cores of this machine (allowed, but slower than one rank for each core)",
+        local_ranks, cores);
+  }
+  if (std::getenv("OMP_NUM_THREADS") == nullptr) {
+    at::set_num_threads(std::clamp(cores / local_ranks, 1, allowed_cores()));
+  }
+}
+
+void check_same_config(const std::string& ini, const parallel::Communicator& world) {
+  const std::string hash = std::to_string(base::hash_string(ini));
+  const std::vector<std::string> hashes = parallel::all_gather_strings(hash, world);
+  const auto other =
+      std::find_if(hashes.begin(), hashes.end(), [&](const std::string& text) { return text != hashes[0]; });
+  if (other == hashes.end()) {
+    return;
+  }
+  const std::size_t rank = static_cast<std::size_t>(other - hashes.begin());
+  const std::vector<std::string> texts = parallel::all_gather_strings(ini, world);
+  throw base::ConfigError(
+      "{} on ranks 0 and {} (all ranks must have one configuration) give every rank the same config "
+      "file and options",
+      config::first_difference(texts[0], texts[rank]), rank);
+}
+
+void print_error(const std::string& message) {
+  fmt::print(stderr, "athanor: error: {}\n", message);
+}
+
+}  // namespace athanor::app

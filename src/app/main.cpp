@@ -1,0 +1,220 @@
+// main(): parse -> check -> run -> exit code.
+#include <fmt/format.h>
+
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <exception>
+#include <optional>
+#include <string>
+#include <thread>
+
+#include "app/commands.hpp"
+#include "app/launch.hpp"
+#include "app/role_setup.hpp"
+#include "base/log.hpp"
+#include "base/memory.hpp"
+#include "config/command_line.hpp"
+#include "config/estimate.hpp"
+#include "config/help.hpp"
+#include "config/validate.hpp"
+#include "data/tokenizer.hpp"
+#include "parallel/mpi_environment.hpp"
+
+namespace athanor::app {
+
+void put_number(nlohmann::json& object, const std::string& key, double value) {
+  object[key] = value;  // nlohmann writes what is not finite as null
+  if (!std::isfinite(value)) {
+    object["nonfinite"] = true;
+  }
+}
+
+namespace {
+
+using config::Command;
+
+bool reads_checkpoint(Command command) {
+  return command == Command::evaluate || command == Command::generate;
+}
+
+// What the user asked for; evaluate and generate: with what the checkpoint's run says of itself.
+config::ParsedCommand parse(int argc, char** argv) {
+  config::ParsedCommand parsed = config::parse_command_line(argc, argv);
+  const bool is_action = parsed.command && !parsed.help && !parsed.version && !parsed.dump_docs;
+  if (is_action && reads_checkpoint(*parsed.command) && !parsed.config.source.checkpoint.empty()) {
+    parsed.config = config::resolve_with_base(
+        *parsed.command, read_checkpoint_settings(parsed.config.source.checkpoint), parsed.settings);
+  }
+  return parsed;
+}
+
+// The text of options that only print; nothing for those that work.
+std::optional<std::string> text_to_print(const config::ParsedCommand& parsed) {
+  if (parsed.version) {
+    return fmt::format("athanor {}\n", config::version);
+  }
+  if (parsed.dump_docs) {
+    return config::documentation();
+  }
+  if (parsed.help) {
+    return parsed.command ? config::command_help(*parsed.command) : config::general_help();
+  }
+  if (parsed.print_config) {
+    return config::to_ini(parsed.config);
+  }
+  return std::nullopt;
+}
+
+// The number of ranks to check for: of the job, or what a dry run in one process is to plan.
+int planned_ranks(const config::ParsedCommand& parsed, int world_size) {
+  const int ranks = parsed.config.roles[0].ranks;
+  return parsed.dry_run && world_size == 1 && ranks > 0 ? ranks : world_size;
+}
+
+// Everything that can be refused before work: values, combinations, the vocabulary, memory.
+void check(config::ParsedCommand& parsed, int world_size, int local_ranks) {
+  config::RunConfig& config = parsed.config;
+  const int ranks = planned_ranks(parsed, world_size);
+  config::validate(config, ranks);
+  if (config.command == Command::tokenize) {
+    return;
+  }
+  const bool is_planned_elsewhere = ranks != world_size;
+  for (config::RoleConfig& role : config.roles) {
+    if (role.model.vocab_size == 0) {
+      role.model.vocab_size = data::Tokenizer(config.data.tokenizer).vocab_size();
+    }
+    if (!is_planned_elsewhere) {
+      const parallel::ParallelDims dims = config::resolve_dims(role, ranks);
+      config::check_memory(config::estimate_memory(config, role, dims), base::available_memory_bytes(),
+                           local_ranks);
+    }
+  }
+}
+
+CommandResult plan(const config::ParsedCommand& parsed, int world_size) {
+  const config::RunConfig& config = parsed.config;
+  CommandResult result{"", nlohmann::json::object()};
+  if (config.command == Command::tokenize) {
+    result.text = "tokenize: the options are in order\n";
+    return result;
+  }
+  for (const config::RoleConfig& role : config.roles) {
+    const parallel::ParallelDims dims = config::resolve_dims(role, planned_ranks(parsed, world_size));
+    const model::ParameterCount count = model::count_parameters(role.model);
+    result.text += config::describe_plan(config, role, dims);
+    result.json[role.name] = {{"ranks", dims.num_ranks()},
+                              {"dp", dims.dp},
+                              {"tp", dims.tp},
+                              {"ep", dims.ep},
+                              {"parameters", count.total},
+                              {"active_parameters", count.active},
+                              {"rank_bytes", config::estimate_memory(config, role, dims).total()}};
+  }
+  return result;
+}
+
+CommandResult run_command(const config::RunConfig& config, const parallel::Communicator& world) {
+  switch (config.command) {
+    case Command::tokenize:
+      return run_tokenize(config, world);
+    case Command::train:
+      return run_train(config, world);
+    case Command::evaluate:
+      return run_evaluate(config, world);
+    case Command::generate:
+      return run_generate(config, world);
+    case Command::bench_step:
+      return run_bench_step(config, world);
+  }
+  throw base::InternalError("no such command");
+}
+
+void print_result(const CommandResult& result, bool as_json, int rank) {
+  if (rank != 0) {
+    return;
+  }
+  if (as_json) {
+    // Text from a model may hold broken UTF-8: replaced rather than refused.
+    fmt::print("{}\n", result.json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
+  } else {
+    fmt::print("{}", result.text);
+  }
+  std::fflush(stdout);
+}
+
+// A rank that cannot go on ends the whole job. The others wait a little first: when all fail alike, rank 0
+// speaks for them and its abort comes before they have said the same.
+int fail(const parallel::MpiEnvironment& environment, const parallel::Communicator& world, int code,
+         const std::string& message) {
+  if (world.size() == 1) {
+    print_error(message);
+    return code;
+  }
+  if (world.rank() != 0) {
+    std::this_thread::sleep_for(std::chrono::seconds(1));
+    print_error(fmt::format("rank {}: {}", world.rank(), message));
+  } else {
+    print_error(message);
+  }
+  environment.abort_job(code);
+}
+
+// The stages in which all ranks agree on errors: no abort is needed. Nothing: go on.
+std::optional<int> prepare(int argc, char** argv, const parallel::Communicator& world,
+                           config::ParsedCommand& parsed) {
+  run_agreed(world, [&] { parsed = parse(argc, argv); });
+  if (const std::optional<std::string> text = text_to_print(parsed)) {
+    print_result({*text, {}}, false, world.rank());
+    return 0;
+  }
+  const int local_ranks = count_local_ranks(world);
+  run_agreed(world, [&] { check(parsed, world.size(), local_ranks); });
+  check_same_config(config::to_ini(parsed.config), world);
+  share_cores(local_ranks);
+  if (parsed.dry_run) {
+    print_result(plan(parsed, world.size()), parsed.json, world.rank());
+    return 0;
+  }
+  return std::nullopt;
+}
+
+int run(int argc, char** argv) {
+  const parallel::MpiEnvironment environment(&argc, &argv);
+  const parallel::Communicator world = environment.make_world();
+  base::configure_log(
+      {.print_once = world.rank() == 0, .local_prefix = fmt::format("rank {}", world.rank())});
+  config::ParsedCommand parsed;
+  try {
+    if (const std::optional<int> code = prepare(argc, argv, world, parsed)) {
+      return *code;
+    }
+  } catch (const base::Error& error) {  // the same on every rank
+    if (world.rank() == 0) {
+      print_error(error.what());
+    }
+    return static_cast<int>(error.exit_code());
+  }
+  try {
+    print_result(run_command(parsed.config, world), parsed.json, world.rank());
+    return 0;
+  } catch (const base::Error& error) {
+    return fail(environment, world, static_cast<int>(error.exit_code()), error.what());
+  } catch (const std::exception& error) {
+    return fail(environment, world, static_cast<int>(base::ExitCode::internal), error.what());
+  }
+}
+
+}  // namespace
+}  // namespace athanor::app
+
+int main(int argc, char** argv) {
+  athanor::base::keep_freed_memory();
+  try {
+    return athanor::app::run(argc, argv);
+  } catch (const std::exception& error) {  // MPI did not start, or failed outside a command
+    athanor::app::print_error(error.what());
+    return static_cast<int>(athanor::base::ExitCode::internal);
+  }
+}

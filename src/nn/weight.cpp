@@ -1,0 +1,14 @@
+#include "nn/weight.hpp"
+
+#include <ATen/ATen.h>
+
+namespace athanor::nn {
+
+Weight read_weight(const std::shared_ptr<parallel::Parameter>& parameter) {
+  if (!parameter->trainable || !at::GradMode::is_enabled()) {
+    return {parameter->value.detach(), nullptr};
+  }
+  return {parameter->value, parameter->grad.is_attached() ? &parameter->grad : nullptr};
+}
+
+}  // namespace athanor::nn

@@ -1,0 +1,161 @@
+#include "train/trainer.hpp"
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+
+#include "base/error.hpp"
+#include "parallel/collectives/collectives.hpp"
+#include "support/mpi_test.hpp"
+#include "support/synthetic_batches.hpp"
+#include "train/weights.hpp"
+
+namespace athanor::train {
+namespace {
+
+using tests::world;
+
+tests::SyntheticData data() { return {53, 10, 8, 9, false}; }
+
+TrainerOptions small_options(base::ComputeType compute) {
+  TrainerOptions options;
+  options.role.model.vocab_size = 53;
+  options.role.model.layers = 2;
+  options.role.model.hidden = 16;
+  options.role.model.heads = 4;
+  options.role.model.kv_heads = 2;
+  options.role.model.max_seq = 16;
+  options.role.model.init_std = 0.1;
+  options.role.model.moe.num_experts = 8;
+  options.role.model.moe.top_k = 2;
+  options.role.model.moe.ffn = 8;
+  options.role.model.moe.balance = {moe::BalanceKind::squared, moe::BalanceKind::bias};
+  options.role.compute = compute;
+  options.role.optim.lr = 5e-3;
+  options.role.optim.schedule = optim::ScheduleKind::constant;
+  options.role.ep = world().size();
+  options.role.micro_batch = data().global_batch / world().size();
+  options.global_batch = data().global_batch;
+  options.seq = data().seq;
+  options.total_steps = 100;
+  options.seed = 5;
+  return options;
+}
+
+StepMetrics train_step(Trainer& trainer, std::int64_t step) {
+  return trainer.step(
+      tests::synthetic_step(data(), trainer.replica(), trainer.options().role.micro_batch, step));
+}
+
+class ComputeTypes : public testing::TestWithParam<base::ComputeType> {};
+
+TEST_P(ComputeTypes, TheLossFalls) {
+  Trainer trainer(small_options(GetParam()), world());
+  const double first = train_step(trainer, 0).loss;
+  StepMetrics last;
+  for (std::int64_t step = 1; step < 25; ++step) {
+    last = train_step(trainer, step % 2);
+  }
+  EXPECT_NEAR(first, std::log(53.0), 0.3);
+  EXPECT_LT(last.loss, first - 0.5);
+  EXPECT_EQ(last.step, 25);
+  EXPECT_EQ(last.tokens, 25 * 80);
+  EXPECT_EQ(last.expert_counts.size(), 2u);
+  EXPECT_FALSE(last.skipped);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, ComputeTypes,
+                         testing::Values(base::ComputeType::f32, base::ComputeType::f64, base::ComputeType::bf16,
+                                         base::ComputeType::fp16));
+
+TEST(Trainer, ANonFiniteGradientOnOneRankSkipsTheStepEverywhere) {
+  Trainer trainer(small_options(base::ComputeType::f32), world());
+  train_step(trainer, 0);
+  const moe::BalanceState before = {trainer.state().balance.previous_counts_LE.clone(),
+                                    trainer.state().balance.previous_tokens,
+                                    trainer.state().balance.bias_PE.clone()};
+  std::vector<at::Tensor> values;
+  for (const auto& parameter : trainer.parameters().all()) {
+    values.push_back(parameter->value.detach().clone());
+  }
+  // Only the last rank's experts produce NaN.
+  const bool poisoned_rank = world().rank() == world().size() - 1;
+  const auto poisoned = trainer.parameters().find("layers.1.moe.experts.down");
+  at::Tensor kept;
+  if (poisoned_rank) {
+    at::NoGradGuard no_grad;
+    kept = poisoned->value.detach().clone();
+    poisoned->value.fill_(std::numeric_limits<float>::quiet_NaN());
+  }
+  const StepMetrics metrics = train_step(trainer, 1);
+  if (poisoned_rank) {
+    at::NoGradGuard no_grad;
+    poisoned->value.copy_(kept);
+  }
+  EXPECT_TRUE(metrics.skipped);
+  EXPECT_EQ(metrics.total_skips, 1);
+  EXPECT_FALSE(std::isfinite(metrics.grad_norm));
+  EXPECT_TRUE(at::equal(before.previous_counts_LE, trainer.state().balance.previous_counts_LE));
+  EXPECT_TRUE(at::equal(before.bias_PE, trainer.state().balance.bias_PE));
+  EXPECT_EQ(trainer.optimizer().updates(), 1);
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    EXPECT_TRUE(at::equal(values[i], trainer.parameters().all()[i]->value)) << trainer.parameters().all()[i]->name;
+  }
+  EXPECT_FALSE(train_step(trainer, 2).skipped);
+}
+
+TEST(Trainer, ARunOfSkipsStopsTheRun) {
+  TrainerOptions options = small_options(base::ComputeType::f32);
+  options.role.optim.max_skips = 3;
+  Trainer trainer(options, world());
+  {
+    at::NoGradGuard no_grad;
+    trainer.parameters().find("final_norm.weight")->value.fill_(std::numeric_limits<float>::infinity());
+  }
+  train_step(trainer, 0);
+  train_step(trainer, 1);
+  EXPECT_THROW(train_step(trainer, 2), base::NumericError);
+}
+
+TEST(Weights, ReadBackAtAnotherLayout) {
+  const std::string folder =
+      (std::filesystem::temp_directory_path() / ("athanor_weights_np" + std::to_string(world().size()))).string();
+  if (world().rank() == 0) {
+    std::filesystem::create_directories(folder);
+  }
+  world().barrier();
+  Trainer trainer(small_options(base::ComputeType::f32), world());
+  train_step(trainer, 0);
+  save_weights(folder, trainer.parameters(), trainer.state().balance, world());
+
+  TrainerOptions other = small_options(base::ComputeType::f32);
+  other.seed = 6;
+  other.role.ep = 1;
+  other.role.tp = world().size() <= 4 ? world().size() : 1;
+  other.role.micro_batch = data().global_batch / (world().size() / other.role.tp);
+  Trainer loaded(other, world());
+  load_weights(folder, loaded.parameters(), loaded.state().balance, world());
+  loaded.state().balance.previous_counts_LE.copy_(trainer.state().balance.previous_counts_LE);
+  loaded.state().balance.previous_tokens = trainer.state().balance.previous_tokens;
+  EXPECT_TRUE(at::equal(loaded.state().balance.bias_PE, trainer.state().balance.bias_PE));
+  const double a = train_step(trainer, 1).loss;
+  const double b = train_step(loaded, 1).loss;
+  EXPECT_NEAR(a, b, 1e-5 * a);
+
+  other.role.model.moe.ffn = 16;
+  Trainer foreign(other, world());
+  EXPECT_THROW(load_weights(folder, foreign.parameters(), foreign.state().balance, world()), base::CheckpointError);
+  EXPECT_THROW(load_weights(folder + "-missing", foreign.parameters(), foreign.state().balance, world()),
+               base::MissingInputError);
+  world().barrier();
+  if (world().rank() == 0) {
+    std::filesystem::remove_all(folder);
+  }
+}
+
+}  // namespace
+}  // namespace athanor::train
