@@ -76,6 +76,7 @@ work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 "$dump" "$work"
-LD_LIBRARY_PATH="$venv/stand-ins:$torch_folder/nvidia/cu13/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" \
+cuda=/usr/local/cuda
+LD_LIBRARY_PATH="$venv/stand-ins:$torch_folder/nvidia/cu13/lib:$cuda/lib64:$cuda/extras/CUPTI/lib64${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" \
   PYTHONPATH="$venv:$torch_folder" PYTHONDONTWRITEBYTECODE=1 \
   python3 "$root/tests/parity/transformers_parity.py" "$work"

@@ -1,9 +1,9 @@
 // `athanor tokenize`.
 #include "data/tokenize.hpp"
 
-#include <sstream>
-
 #include <fmt/format.h>
+
+#include <sstream>
 
 #include "app/commands.hpp"
 

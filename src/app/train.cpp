@@ -1,9 +1,9 @@
 // `athanor train`.
 #include "train/training.hpp"
 
-#include <filesystem>
-
 #include <fmt/format.h>
+
+#include <filesystem>
 
 #include "app/commands.hpp"
 #include "app/launch.hpp"

@@ -60,11 +60,15 @@ class PhiloxStream {
     return pair[index % 2];
   }
 
+  /// The two 64-bit numbers behind the normals of elements 2*pair_index and 2*pair_index+1.
+  std::array<std::uint64_t, 2> normal_bits(std::uint64_t pair_index) const {
+    const auto out = block(pair_index, 0x6e6f726dull);
+    return {(static_cast<std::uint64_t>(out[1]) << 32) | out[0], (static_cast<std::uint64_t>(out[3]) << 32) | out[2]};
+  }
+
   /// The standard normals of elements 2*pair_index and 2*pair_index+1.
   std::array<double, 2> normal_pair(std::uint64_t pair_index) const {
-    const auto out = block(pair_index, 0x6e6f726dull);
-    const std::uint64_t first = (static_cast<std::uint64_t>(out[1]) << 32) | out[0];
-    const std::uint64_t second = (static_cast<std::uint64_t>(out[3]) << 32) | out[2];
+    const auto [first, second] = normal_bits(pair_index);
     // (0, 1] keeps the logarithm finite.
     const double u = (static_cast<double>(first >> 11) + 1.0) * 0x1.0p-53;
     const double v = static_cast<double>(second >> 11) * 0x1.0p-53;

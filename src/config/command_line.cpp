@@ -102,7 +102,16 @@ std::vector<std::string> suggestion_candidates(const RunConfig& config, bool wit
       best.empty() ? "see athanor <command> --help" : fmt::format("did you mean --{}?", best));
 }
 
-std::vector<po::option> split_options(const std::vector<std::string>& arguments, const RunConfig& config) {
+std::vector<po::option> split_options(const std::vector<std::string>& words, const RunConfig& config) {
+  // Boost takes an empty value only as a word of its own.
+  std::vector<std::string> arguments;
+  for (const std::string& word : words) {
+    const bool is_empty = word.starts_with("--") && word.find('=') == word.size() - 1;
+    arguments.push_back(is_empty ? word.substr(0, word.size() - 1) : word);
+    if (is_empty) {
+      arguments.emplace_back();
+    }
+  }
   const po::options_description options = make_options(config);
   const int style = po::command_line_style::allow_long | po::command_line_style::long_allow_adjacent |
                     po::command_line_style::long_allow_next;
@@ -116,7 +125,7 @@ std::vector<po::option> split_options(const std::vector<std::string>& arguments,
   } catch (const po::invalid_command_line_syntax& error) {
     using Kind = po::invalid_command_line_syntax;
     const std::string name = error.get_option_name();
-    if (error.kind() == Kind::missing_parameter || error.kind() == Kind::empty_adjacent_parameter) {
+    if (error.kind() == Kind::missing_parameter) {
       throw base::ConfigError("{} (its value is missing) write {}=value", name, name);
     }
     if (error.kind() == Kind::extra_parameter) {

@@ -14,6 +14,7 @@
 #include "base/log.hpp"
 #include "base/philox.hpp"
 #include "base/stopwatch.hpp"
+#include "data/detail/line_reader.hpp"
 #include "data/detail/output_file.hpp"
 #include "data/token_file.hpp"
 #include "data/tokenizer.hpp"
@@ -25,6 +26,7 @@ namespace {
 
 // Text that is encoded at a time: enough to keep the threads busy, little memory.
 constexpr std::int64_t block_bytes = std::int64_t{8} << 20;
+constexpr std::size_t sample_part_bytes = 4 << 10;
 constexpr double max_held_out = 0.5;
 
 TextOptions text_options(const TokenizeOptions& options) {
@@ -85,7 +87,7 @@ void check_options(const TokenizeOptions& options) {
   }
 }
 
-// A sample of at most about `training_bytes` of the training documents, chosen chunk by chunk.
+// A sample of about `training_bytes` of the training documents, chosen in parts of a few kilobytes.
 std::vector<std::string> sample_text(const TokenizeOptions& options) {
   TextReader reader(text_options(options));
   const double share = static_cast<double>(options.training_bytes) /
@@ -95,8 +97,16 @@ std::vector<std::string> sample_text(const TokenizeOptions& options) {
   std::vector<std::string> texts;
   TextChunk chunk;
   while (reader.next(chunk)) {
-    if (!held_out(chunk) && (share >= 1.0 || in_sample(chunk.text))) {
-      texts.push_back(std::move(chunk.text));
+    if (held_out(chunk)) {
+      continue;
+    }
+    for (std::string_view rest = chunk.text; !rest.empty();) {
+      const std::string_view part = rest.substr(
+          0, rest.size() <= sample_part_bytes ? rest.size() : detail::part_end(rest, sample_part_bytes));
+      if (share >= 1.0 || in_sample(part)) {
+        texts.emplace_back(part);
+      }
+      rest.remove_prefix(part.size());
     }
   }
   return texts;

@@ -16,7 +16,7 @@ struct TokenizeOptions {
   std::string tokenizer;  ///< model file: used when it exists, otherwise trained there; empty: trained at
                           ///< OUTPUT.model
   std::int64_t vocab_size = 8192;                        ///< of a tokenizer that is trained
-  std::int64_t training_bytes = std::int64_t{10} << 20;  ///< text that the tokenizer is trained on, at most
+  std::int64_t training_bytes = std::int64_t{10} << 20;  ///< about how much text the tokenizer is trained on
   double held_out =
       0.0;  ///< share of documents kept for evaluation: OUTPUT-train and OUTPUT-valid are written
   std::uint64_t seed = 0;  ///< chooses the tokenizer's sample and the held-out documents

@@ -3,12 +3,15 @@
 #include <sentencepiece_processor.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
-#include <sstream>
+#include <iterator>
 #include <utility>
 
 #include "base/error.hpp"
+#include "data/detail/word_cache.hpp"
 #include "data/utf8.hpp"
 
 namespace athanor::data {
@@ -27,22 +30,40 @@ std::string read_model(const std::string& path) {
         path);
   }
   std::ifstream file(path, std::ios::binary);
-  std::ostringstream bytes;
-  bytes << file.rdbuf();
-  if (!file || !bytes) {
-    throw base::IoError("the tokenizer {} cannot be read (the read failed) check its permissions", path);
+  std::string bytes{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+  if (!file || file.bad()) {
+    throw base::IoError("the tokenizer {} cannot be read ({}) check its permissions", path,
+                        std::strerror(errno));
   }
-  return std::move(bytes).str();
+  return bytes;
 }
 
-// Bytes of the next part: all of a short text, otherwise up to a space or, without one, a character boundary.
+// Bytes of the next part: all of a short text, otherwise up to the last space that ends a word or, without
+// one, a character boundary.
 std::size_t part_length(std::string_view text) {
   if (text.size() <= max_part_bytes) {
     return text.size();
   }
-  const std::size_t space = text.rfind(' ', max_part_bytes);
-  return space != std::string_view::npos && space > max_part_bytes / 2 ? space
-                                                                       : utf8_cut(text, max_part_bytes);
+  for (std::size_t at = max_part_bytes; at > max_part_bytes / 2; --at) {
+    if (text[at] == ' ' && text[at - 1] != ' ') {
+      return at;
+    }
+  }
+  return utf8_cut(text, max_part_bytes);
+}
+
+// Bytes of the next word: its leading spaces, and what follows up to the next space.
+std::size_t word_length(std::string_view text) {
+  const std::size_t begin = text.find_first_not_of(' ');
+  return begin == std::string_view::npos ? text.size() : std::min(text.find(' ', begin), text.size());
+}
+
+// Whether `piece` has a space after something else than a space.
+bool crosses_words(std::string_view piece) {
+  while (piece.starts_with(space_mark)) {
+    piece.remove_prefix(space_mark.size());
+  }
+  return piece.find(space_mark) != std::string_view::npos;
 }
 
 }  // namespace
@@ -51,7 +72,46 @@ struct Tokenizer::State {
   sentencepiece::SentencePieceProcessor processor;
   std::int32_t end_of_document = -1;
   bool adds_prefix = false;  // the model puts a space before every text it encodes
+  bool has_words = false;    // no id spans the start of a word, so words can be encoded one by one
+  mutable detail::WordCache words;
+
+  bool keeps_words_apart() const;
+  void encode_part(std::string_view part, std::vector<std::int32_t>& ids) const;
+  void encode_word(std::string_view word, std::vector<std::int32_t>& ids) const;
 };
+
+bool Tokenizer::State::keeps_words_apart() const {
+  const std::string spaced = "  a  b  ";
+  std::vector<int> ids;
+  std::string decoded;
+  if (adds_prefix || !processor.Encode(spaced, &ids).ok() || !processor.Decode(ids, &decoded).ok() ||
+      decoded != spaced) {
+    return false;
+  }
+  for (int id = 0; id < processor.GetPieceSize(); ++id) {
+    if (crosses_words(processor.IdToPiece(id))) {
+      return false;
+    }
+  }
+  return true;
+}
+
+void Tokenizer::State::encode_part(std::string_view part, std::vector<std::int32_t>& ids) const {
+  std::vector<int> part_ids;
+  const auto status = processor.Encode(part, &part_ids);
+  ATHANOR_CHECK(status.ok(), "SentencePiece cannot encode: {}", status.ToString());
+  ids.insert(ids.end(), part_ids.begin(), part_ids.end());
+}
+
+void Tokenizer::State::encode_word(std::string_view word, std::vector<std::int32_t>& ids) const {
+  if (words.append(word, ids)) {
+    return;
+  }
+  std::vector<std::int32_t> word_ids;
+  encode_part(word, word_ids);
+  words.insert(word, word_ids);
+  ids.insert(ids.end(), word_ids.begin(), word_ids.end());
+}
 
 Tokenizer::Tokenizer(const std::string& model_path) : state_(std::make_unique<State>()) {
   const std::string model = read_model(model_path);
@@ -72,7 +132,8 @@ Tokenizer::Tokenizer(const std::string& model_path) : state_(std::make_unique<St
   }
   std::vector<std::string> pieces;
   state_->adds_prefix = state_->processor.Encode("a", &pieces).ok() && !pieces.empty() &&
-                        pieces.front().starts_with("\xE2\x96\x81");
+                        pieces.front().starts_with(space_mark);
+  state_->has_words = state_->keeps_words_apart();
 }
 
 Tokenizer::~Tokenizer() = default;
@@ -88,18 +149,21 @@ std::int32_t Tokenizer::end_of_document() const {
 
 std::vector<std::int32_t> Tokenizer::encode(std::string_view text) const {
   std::vector<std::int32_t> ids;
-  std::vector<int> part_ids;
   for (bool first = true; !text.empty(); first = false) {
-    const std::size_t length = part_length(text);
-    std::string_view part = text.substr(0, length);
+    if (const std::size_t length = word_length(text); state_->has_words && length <= max_cached_word_bytes) {
+      state_->encode_word(text.substr(0, length), ids);
+      text.remove_prefix(length);
+      continue;
+    }
+    // With words, a part ends with the long one.
+    std::string_view part =
+        text.substr(0, part_length(state_->has_words ? text.substr(0, word_length(text)) : text));
+    text.remove_prefix(part.size());
     // The space at the cut is the one that the model adds by itself.
     if (!first && state_->adds_prefix && part.front() == ' ') {
       part.remove_prefix(1);
     }
-    const auto status = state_->processor.Encode(part, &part_ids);
-    ATHANOR_CHECK(status.ok(), "SentencePiece cannot encode: {}", status.ToString());
-    ids.insert(ids.end(), part_ids.begin(), part_ids.end());
-    text.remove_prefix(length);
+    state_->encode_part(part, ids);
   }
   return ids;
 }

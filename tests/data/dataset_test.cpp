@@ -19,7 +19,8 @@ using tests::TempFolder;
 using tests::write_file;
 using tests::write_tokens;
 
-std::vector<std::int32_t> row(const std::vector<std::int32_t>& values, const Batch& batch, std::int64_t index) {
+std::vector<std::int32_t> row(const std::vector<std::int32_t>& values, const Batch& batch,
+                              std::int64_t index) {
   return {values.begin() + index * batch.seq, values.begin() + (index + 1) * batch.seq};
 }
 
@@ -41,7 +42,8 @@ TEST(Sources, RefuseWhatCannotBeMeant) {
     return message_of<base::ConfigError>([&] { parse_sources(list); });
   };
   for (const char* weight : {"0", "-1", "x", "1x", "", "inf", "nan", "1e400"}) {
-    EXPECT_CONTAINS(refusal("good,path:" + std::string(weight) + ":d"), "\"path:" + std::string(weight) + ":d\"");
+    EXPECT_CONTAINS(refusal("good,path:" + std::string(weight) + ":d"),
+                    "\"path:" + std::string(weight) + ":d\"");
   }
   EXPECT_CONTAINS(refusal("a,,b"), "cannot be read");
   EXPECT_CONTAINS(refusal(":1"), "cannot be read");
@@ -89,9 +91,8 @@ TEST(Dataset, MarksDocumentsWhenAttentionIsReset) {
   // Documents start at 0, 3, 3 (the first of the two is empty), 6 and, in the second file, 10.
   write_tokens(folder / "a", {counting(0, 3), {}, counting(3, 3), counting(6, 4)});
   write_tokens(folder / "b", {counting(10, 7)});
-  const Dataset dataset({.sources = {{folder / "a", 1.0, "d"}, {folder / "b", 1.0, "d"}},
-                         .seq = 8,
-                         .reset_attention = true});
+  const Dataset dataset(
+      {.sources = {{folder / "a", 1.0, "d"}, {folder / "b", 1.0, "d"}}, .seq = 8, .reset_attention = true});
   const Batch batch = dataset.read_in_order(0, 0, 2);
   EXPECT_EQ(row(batch.positions, batch, 0), (std::vector<std::int32_t>{0, 1, 2, 0, 1, 2, 0, 1}));
   EXPECT_EQ(row(batch.documents, batch, 0), (std::vector<std::int32_t>{0, 0, 0, 1, 1, 1, 2, 2}));
@@ -104,7 +105,8 @@ TEST(Dataset, TrainingReadsEachSampleOnceAnEpochAndKeepsShares) {
   const TempFolder folder;
   write_tokens(folder / "a", {counting(0, 2 * 512 + 1)});
   write_tokens(folder / "b", {counting(5000, 2 * 256 + 1)});
-  const Dataset dataset({.sources = {{folder / "a", 1.0, "a"}, {folder / "b", 1.0, "b"}}, .seq = 2, .seed = 3});
+  const Dataset dataset(
+      {.sources = {{folder / "a", 1.0, "a"}, {folder / "b", 1.0, "b"}}, .seq = 2, .seed = 3});
   const Batch batch = dataset.read_training(0, 1024);
   std::map<std::int32_t, int> reads;  // by first token
   for (std::int64_t r = 0; r < batch.rows; ++r) {
@@ -135,7 +137,8 @@ TEST(Dataset, ReadsAreTheSameInAnyOrderAndFromAnyThread) {
   const TempFolder folder;
   write_tokens(folder / "a", {counting(0, 3000)});
   write_tokens(folder / "b", {counting(4000, 900)});
-  const Dataset dataset({.sources = {{folder / "a", 3.0, "a"}, {folder / "b", 1.0, "b"}}, .seq = 7, .seed = 9});
+  const Dataset dataset(
+      {.sources = {{folder / "a", 3.0, "a"}, {folder / "b", 1.0, "b"}}, .seq = 7, .seed = 9});
   const Batch whole = dataset.read_training(1000, 96);
   std::vector<Batch> parts(4);
   std::vector<std::thread> threads;

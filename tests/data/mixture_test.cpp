@@ -17,7 +17,9 @@ namespace {
 
 using tests::message_of;
 
-base::PhiloxStream stream(std::uint64_t seed) { return {seed, base::RandomPurpose::test, "permutation"}; }
+base::PhiloxStream stream(std::uint64_t seed) {
+  return {seed, base::RandomPurpose::test, "permutation"};
+}
 
 TEST(KeyedPermutation, HitsEveryElementOnceForAnySize) {
   for (const std::int64_t size : {1, 2, 3, 15, 16, 17, 100, 255, 256, 257, 1000, 4097, 65537}) {
@@ -58,8 +60,8 @@ TEST(KeyedPermutation, HandlesHugeSizes) {
   }
 }
 
-// Over many keys, each element of a small set is equally often in each place (chi-square, 25 degrees of freedom with
-// sums fixed; 60 is far beyond the 99.99 % point, and the keys are fixed).
+// Over many keys, each element of a small set is equally often in each place (chi-square, 25 degrees of
+// freedom with sums fixed; 60 is far beyond the 99.99 % point, and the keys are fixed).
 TEST(KeyedPermutation, SpreadsEvenlyOverKeys) {
   constexpr std::int64_t size = 6;
   constexpr int keys = 6000;
@@ -158,10 +160,14 @@ TEST(Mixture, IsAFunctionOfSeedAndPositionAlone) {
 
 TEST(Mixture, RefusesWeightsThatMeanNothing) {
   for (const double weight : {0.0, -1.0, std::numeric_limits<double>::infinity(), std::nan("")}) {
-    EXPECT_CONTAINS(message_of<base::ConfigError>([&] { Mixture({{"a", 1.0, 5}, {"b", weight, 5}}, 0); }),
+    EXPECT_CONTAINS(message_of<base::ConfigError>([&] {
+                      Mixture({{"a", 1.0, 5}, {"b", weight, 5}}, 0);
+                    }),
                     "domain b has weight");
   }
-  EXPECT_CONTAINS(message_of<base::ConfigError>([&] { Mixture({{"a", 1.0, 5}, {"b", 1e-4, 5}}, 0); }),
+  EXPECT_CONTAINS(message_of<base::ConfigError>([&] {
+                    Mixture({{"a", 1.0, 5}, {"b", 1e-4, 5}}, 0);
+                  }),
                   "domain b would never be read");
 }
 

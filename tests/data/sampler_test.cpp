@@ -27,10 +27,12 @@ class SamplerTest : public ::testing::Test {
   }
 
   // Tokens of a step in order of position, gathered over replicas.
-  std::vector<std::int32_t> step_tokens(const DataCursor& cursor, std::int64_t replicas, std::int64_t micro) const {
+  std::vector<std::int32_t> step_tokens(const DataCursor& cursor, std::int64_t replicas,
+                                        std::int64_t micro) const {
     std::vector<std::int32_t> tokens;
     for (std::int64_t r = 0; r < replicas; ++r) {
-      const BatchSampler sampler(*dataset_, {.global_batch = 24, .micro_batch = micro, .replica = {r, replicas}});
+      const BatchSampler sampler(*dataset_,
+                                 {.global_batch = 24, .micro_batch = micro, .replica = {r, replicas}});
       const std::vector<Batch> batches = sampler.read_step(cursor);
       EXPECT_EQ(static_cast<std::int64_t>(batches.size()), sampler.micro_batches_per_step());
       for (const Batch& batch : batches) {

@@ -43,7 +43,8 @@ std::vector<std::string> read(const TextOptions& options) {
   return documents_of(reader, options.max_chunk_bytes);
 }
 
-std::vector<std::string> read_plain(const std::string& bytes, DocumentSplit split = DocumentSplit::blank_lines,
+std::vector<std::string> read_plain(const std::string& bytes,
+                                    DocumentSplit split = DocumentSplit::blank_lines,
                                     std::int64_t max_chunk = std::int64_t{1} << 20) {
   const TempFolder folder;
   write_file(folder / "x.txt", bytes);
@@ -67,7 +68,8 @@ TEST(TextReader, TakesWholeFiles) {
 }
 
 TEST(TextReader, HandlesLineEndsAndByteOrderMark) {
-  EXPECT_EQ(read_plain("\xEF\xBB\xBFone\r\ntwo\r\n\r\nthree\rfour\r\n"), (Documents{"one\ntwo", "three\rfour"}));
+  EXPECT_EQ(read_plain("\xEF\xBB\xBFone\r\ntwo\r\n\r\nthree\rfour\r\n"),
+            (Documents{"one\ntwo", "three\rfour"}));
   EXPECT_EQ(read_plain("one\r\n", DocumentSplit::files), (Documents{"one\n"}));
 }
 
@@ -85,8 +87,8 @@ TEST(TextReader, LongLinesComeInParts) {
   for (int i = 0; i < 400; ++i) {
     text += "word" + std::to_string(i) + (i % 7 == 0 ? "\u20ac\U0001F600" : " ");
   }
-  const std::string bytes = text + "\r\nsecond line\r\n\r\n" + std::string(300, 'x') + "\n\n" + std::string(64, 'y') +
-                            "\r\n\r\nend";
+  const std::string bytes = text + "\r\nsecond line\r\n\r\n" + std::string(300, 'x') + "\n\n" +
+                            std::string(64, 'y') + "\r\n\r\nend";
   const Documents expected = {text + "\nsecond line", std::string(300, 'x'), std::string(64, 'y'), "end"};
   for (const std::int64_t max_chunk : {16, 17, 31, 32, 63, 64, 65, 100, 1000, 100000}) {
     EXPECT_EQ(read_plain(bytes, DocumentSplit::blank_lines, max_chunk), expected) << max_chunk;
@@ -128,10 +130,12 @@ TEST(TextReader, MemoryDoesNotGrowWithTheLine) {
 
 TEST(TextReader, ReadsJsonLines) {
   const TempFolder folder;
-  write_file(folder / "x.jsonl",
-             "\xEF\xBB\xBF{\"text\": \"one\\n\\ntwo\", \"id\": 1}\r\n\n"
-             "{\"id\": 2, \"text\": \"caf\\u00e9 \\ud83d\\ude00\"}\n{\"text\": \"  \"}\n{\"text\": \"last\"}");
-  EXPECT_EQ(read({.inputs = {folder / "x.jsonl"}}), (Documents{"one\n\ntwo", "caf\u00e9 \U0001F600", "last"}));
+  write_file(
+      folder / "x.jsonl",
+      "\xEF\xBB\xBF{\"text\": \"one\\n\\ntwo\", \"id\": 1}\r\n\n"
+      "{\"id\": 2, \"text\": \"caf\\u00e9 \\ud83d\\ude00\"}\n{\"text\": \"  \"}\n{\"text\": \"last\"}");
+  EXPECT_EQ(read({.inputs = {folder / "x.jsonl"}}),
+            (Documents{"one\n\ntwo", "caf\u00e9 \U0001F600", "last"}));
   write_file(folder / "y.ndjson", "{\"content\": \"x\", \"text\": 3}\n");
   EXPECT_EQ(read({.inputs = {folder / "y.ndjson"}, .json_field = "content"}), (Documents{"x"}));
 }
@@ -139,7 +143,8 @@ TEST(TextReader, ReadsJsonLines) {
 TEST(TextReader, RepairsJsonText) {
   const TempFolder folder;
   write_file(folder / "x.jsonl",
-             "{\"text\": \"a\\ud83d b\\\\ud83d \\ude00\"}\n{\"text\": \"c\\u0000d\xff\"}\n{\"text\": \"\\ud83d\\ude00\"}\n");
+             "{\"text\": \"a\\ud83d b\\\\ud83d \\ude00\"}\n{\"text\": \"c\\u0000d\xff\"}\n{\"text\": "
+             "\"\\ud83d\\ude00\"}\n");
   TextReader reader({.inputs = {folder / "x.jsonl"}});
   EXPECT_EQ(documents_of(reader),
             (Documents{"a" + mark + " b\\ud83d " + mark, "c" + mark + "d" + mark, "\U0001F600"}));
@@ -154,20 +159,20 @@ TEST(TextReader, CutsLongJsonDocuments) {
   }
   write_file(folder / "x.jsonl", "{\"text\": \"" + text + "\"}\n{\"text\": \"next\"}\n");
   for (const std::int64_t max_chunk : {16, 50, 100000}) {
-    EXPECT_EQ(read({.inputs = {folder / "x.jsonl"}, .max_chunk_bytes = max_chunk}), (Documents{text, "next"}));
+    EXPECT_EQ(read({.inputs = {folder / "x.jsonl"}, .max_chunk_bytes = max_chunk}),
+              (Documents{text, "next"}));
   }
-  EXPECT_CONTAINS(
-      message_of<base::DataError>(
-          [&] { read({.inputs = {folder / "x.jsonl"}, .max_chunk_bytes = 16, .max_json_line_bytes = 100}); }),
-      "line 1 is longer than 100 bytes");
+  EXPECT_CONTAINS(message_of<base::DataError>([&] {
+                    read({.inputs = {folder / "x.jsonl"}, .max_chunk_bytes = 16, .max_json_line_bytes = 100});
+                  }),
+                  "line 1 is longer than 100 bytes");
 }
 
 TEST(TextReader, JsonErrorsNameTheLine) {
   const TempFolder folder;
   const auto error = [&](const std::string& bad_line) {
     write_file(folder / "x.jsonl", "{\"text\": \"good\"}\n\n" + bad_line + "\n{\"text\": \"good\"}\n");
-    const std::string message =
-        message_of<base::DataError>([&] { read({.inputs = {folder / "x.jsonl"}}); });
+    const std::string message = message_of<base::DataError>([&] { read({.inputs = {folder / "x.jsonl"}}); });
     EXPECT_CONTAINS(message, "x.jsonl line 3 ");
     return message;
   };
@@ -197,8 +202,10 @@ TEST(TextReader, RefusesWhatIsNoText) {
   const TempFolder folder;
   EXPECT_CONTAINS(message_of<base::MissingInputError>([&] { read({.inputs = {folder / "none"}}); }), "none");
   std::filesystem::create_directory(folder / "empty");
-  EXPECT_CONTAINS(message_of<base::DataError>([&] { read({.inputs = {folder / "empty"}}); }), "holds no files");
-  EXPECT_CONTAINS(message_of<base::DataError>([&] { read({.inputs = {"/dev/null"}}); }), "not a regular file");
+  EXPECT_CONTAINS(message_of<base::DataError>([&] { read({.inputs = {folder / "empty"}}); }),
+                  "holds no files");
+  EXPECT_CONTAINS(message_of<base::DataError>([&] { read({.inputs = {"/dev/null"}}); }),
+                  "not a regular file");
   const auto refusal = [&](const std::string& bytes) {
     write_file(folder / "x.txt", bytes);
     return message_of<base::DataError>([&] { read({.inputs = {folder / "x.txt"}}); });

@@ -23,19 +23,22 @@ using namespace std::string_literals;
 // Three sequences of 2, 1 and 3 ids; two documents: the first holds two sequences.
 // Spelled out byte by byte from the format's description, not made by our writer.
 const std::string index_int32 =
-    "MMIDIDX\0\0"s                          // magic
-    "\x01\0\0\0\0\0\0\0"s                   // version
-    "\x04"s                                 // int32
-    "\x03\0\0\0\0\0\0\0"s                   // sequences
-    "\x03\0\0\0\0\0\0\0"s                   // document entries
-    "\x02\0\0\0\x01\0\0\0\x03\0\0\0"s       // sizes
-    "\0\0\0\0\0\0\0\0"s                     // positions in bytes
+    "MMIDIDX\0\0"s                     // magic
+    "\x01\0\0\0\0\0\0\0"s              // version
+    "\x04"s                            // int32
+    "\x03\0\0\0\0\0\0\0"s              // sequences
+    "\x03\0\0\0\0\0\0\0"s              // document entries
+    "\x02\0\0\0\x01\0\0\0\x03\0\0\0"s  // sizes
+    "\0\0\0\0\0\0\0\0"s                // positions in bytes
     "\x08\0\0\0\0\0\0\0"s
     "\x0c\0\0\0\0\0\0\0"s
-    "\0\0\0\0\0\0\0\0"s                     // documents
+    "\0\0\0\0\0\0\0\0"s  // documents
     "\x02\0\0\0\0\0\0\0"s
     "\x03\0\0\0\0\0\0\0"s;
-const std::string bin_int32 = "\x05\0\0\0\xff\xff\x01\0"s "\x07\0\0\0"s "\x01\0\0\0\x02\0\0\0\0\0\x01\0"s;
+const std::string bin_int32 =
+    "\x05\0\0\0\xff\xff\x01\0"s
+    "\x07\0\0\0"s
+    "\x01\0\0\0\x02\0\0\0\0\0\x01\0"s;
 const std::vector<std::int32_t> ids_int32 = {5, 131071, 7, 1, 2, 65536};
 
 // The same shape in uint16.
@@ -121,7 +124,7 @@ TEST(TokenFile, ReadsOtherIntegerTypes) {
 TEST(TokenFile, FollowsPositionsThatAreNotEndToEnd) {
   const TempFolder folder;
   std::string index = index_int32;
-  index[34 + 12] = 12;                         // sequence 0 lies behind the others
+  index[34 + 12] = 12;  // sequence 0 lies behind the others
   index[34 + 12 + 8] = 20;
   index[34 + 12 + 16] = 0;
   write_file(folder / "x.idx", index);
@@ -185,10 +188,10 @@ TEST(TokenFile, RefusesForeignAndInconsistentIndexes) {
   };
   EXPECT_CONTAINS(error_for(with(9, 2), bin_int32), "version 2");
   EXPECT_CONTAINS(error_for(with(17, 6), bin_int32), "type code 6");
-  EXPECT_CONTAINS(error_for(with(25, '\x7f'), bin_int32), "more than any file");       // 2^62 sequences
-  EXPECT_CONTAINS(error_for(with(18, 2), bin_int32), "take 82 bytes");                 // a sequence too few
-  EXPECT_CONTAINS(error_for(with(37, '\x80'), bin_int32), "sequence 0 has -");         // a negative size
-  EXPECT_CONTAINS(error_for(with(34 + 12 + 7, '\x80'), bin_int32), "sequence 0 has");  // a negative position
+  EXPECT_CONTAINS(error_for(with(25, '\x7f'), bin_int32), "more than any file");        // 2^62 sequences
+  EXPECT_CONTAINS(error_for(with(18, 2), bin_int32), "take 82 bytes");                  // a sequence too few
+  EXPECT_CONTAINS(error_for(with(37, '\x80'), bin_int32), "sequence 0 has -");          // a negative size
+  EXPECT_CONTAINS(error_for(with(34 + 12 + 7, '\x80'), bin_int32), "sequence 0 has");   // a negative position
   EXPECT_CONTAINS(error_for(with(34 + 12 + 15, '\x7f'), bin_int32), "does not match");  // far outside
   EXPECT_CONTAINS(error_for(with(70, 1), bin_int32), "document entry 0 is 1");
   EXPECT_CONTAINS(error_for(with(78, 9), bin_int32), "document entry 1 is 9");
@@ -200,9 +203,11 @@ TEST(TokenFile, RefusesForeignAndInconsistentIndexes) {
 
 TEST(TokenFile, NamesMissingFiles) {
   const TempFolder folder;
-  EXPECT_CONTAINS(message_of<base::MissingInputError>([&] { TokenFile file(folder / "x"); }), "x.idx does not exist");
+  EXPECT_CONTAINS(message_of<base::MissingInputError>([&] { TokenFile file(folder / "x"); }),
+                  "x.idx does not exist");
   write_file(folder / "x.idx", index_int32);
-  EXPECT_CONTAINS(message_of<base::MissingInputError>([&] { TokenFile file(folder / "x"); }), "x.bin does not exist");
+  EXPECT_CONTAINS(message_of<base::MissingInputError>([&] { TokenFile file(folder / "x"); }),
+                  "x.bin does not exist");
 }
 
 TEST(TokenFile, RefusesNegativeIdsWhenTheyAreRead) {
@@ -229,10 +234,11 @@ TEST(TokenFileWriter, WritesTheFormatByteForByte) {
   writer.finish();
   EXPECT_EQ(read_file(folder / "sub/x.bin"), bin_int32);
   // One sequence a document: sizes 3 and 3.
-  const std::string expected = "MMIDIDX\0\0\x01\0\0\0\0\0\0\0\x04\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0"s
-                               "\x03\0\0\0\x03\0\0\0"s
-                               "\0\0\0\0\0\0\0\0\x0c\0\0\0\0\0\0\0"s
-                               "\0\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0"s;
+  const std::string expected =
+      "MMIDIDX\0\0\x01\0\0\0\0\0\0\0\x04\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0"s
+      "\x03\0\0\0\x03\0\0\0"s
+      "\0\0\0\0\0\0\0\0\x0c\0\0\0\0\0\0\0"s
+      "\0\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0"s;
   EXPECT_EQ(read_file(folder / "sub/x.idx"), expected);
   EXPECT_FALSE(std::filesystem::exists(folder / "sub/x.bin.partial"));
 }
@@ -253,7 +259,8 @@ TEST(TokenFileWriter, RoundTripsUint16WithEmptyDocuments) {
 TEST(TokenFileWriter, RefusesIdsThatDoNotFit) {
   const TempFolder folder;
   TokenFileWriter writer(folder / "x", TokenType::uint16);
-  EXPECT_CONTAINS(message_of<base::DataError>([&] { writer.add(std::vector<std::int32_t>{65536}); }), "65536");
+  EXPECT_CONTAINS(message_of<base::DataError>([&] { writer.add(std::vector<std::int32_t>{65536}); }),
+                  "65536");
   EXPECT_CONTAINS(message_of<base::DataError>([&] { writer.add(std::vector<std::int32_t>{-1}); }), "-1");
   EXPECT_EQ(token_type_for(65536), TokenType::uint16);
   EXPECT_EQ(token_type_for(65537), TokenType::int32);
@@ -268,9 +275,9 @@ TEST(TokenFileWriter, LeavesNothingWithoutFinish) {
 TEST(TokenFileWriter, ReportsWhatCannotBeWritten) {
   const TempFolder folder;
   write_file(folder / "file", "");
-  EXPECT_CONTAINS(
-      message_of<base::CannotCreateError>([&] { TokenFileWriter writer(folder / "file/x", TokenType::uint16); }),
-      "file cannot be created");
+  EXPECT_CONTAINS(message_of<base::CannotCreateError>(
+                      [&] { TokenFileWriter writer(folder / "file/x", TokenType::uint16); }),
+                  "file cannot be created");
   // A full disk: the partial file is the device on which every write fails.
   std::filesystem::create_symlink("/dev/full", folder / "x.bin.partial");
   TokenFileWriter writer(folder / "x", TokenType::int32);

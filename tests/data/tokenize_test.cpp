@@ -97,7 +97,8 @@ TEST(Tokenize, HeldOutPartIsDisjointAndComplete) {
   EXPECT_LT(valid.size(), 80u);
   const std::set<std::string> train_set(train.begin(), train.end());
   const std::set<std::string> valid_set(valid.begin(), valid.end());
-  EXPECT_EQ(train_set.size() + valid_set.size(), static_cast<std::size_t>(num_documents));  // copies went together
+  EXPECT_EQ(train_set.size() + valid_set.size(),
+            static_cast<std::size_t>(num_documents));  // copies went together
   for (const std::string& text : valid_set) {
     EXPECT_EQ(train_set.count(text), 0u);
   }
@@ -115,7 +116,8 @@ TEST(Tokenize, OutputDependsOnSeedNotOnThreads) {
   options.threads = 3;
   run_tokenize(options);
   for (const char* name : {".model", "-train.bin", "-train.idx", "-valid.bin", "-valid.idx"}) {
-    EXPECT_EQ(read_file(folder / ("one" + std::string(name))), read_file(folder / ("three" + std::string(name))));
+    EXPECT_EQ(read_file(folder / ("one" + std::string(name))),
+              read_file(folder / ("three" + std::string(name))));
   }
   options.output = folder / "other";
   options.seed = 1;

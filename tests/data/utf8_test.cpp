@@ -36,15 +36,15 @@ TEST(Utf8, ReplacesMaximalMalformedParts) {
     EXPECT_EQ(repair(text).text, repaired) << text;
     EXPECT_EQ(repair(text).count, count) << text;
   };
-  expect("a\x80z", "a" + mark + "z", 1);                            // lone continuation
-  expect("\xc0\xaf", mark + mark, 2);                               // overlong: neither byte begins a character
-  expect("\xe2\x82", mark, 1);                                      // cut off: one part
+  expect("a\x80z", "a" + mark + "z", 1);  // lone continuation
+  expect("\xc0\xaf", mark + mark, 2);     // overlong: neither byte begins a character
+  expect("\xe2\x82", mark, 1);            // cut off: one part
   expect("\xe2\x82z", mark + "z", 1);
-  expect("\xed\xa0\x80", mark + mark + mark, 3);                    // surrogate
-  expect("\xf4\x90\x80\x80", mark + mark + mark + mark, 4);         // beyond U+10FFFF
+  expect("\xed\xa0\x80", mark + mark + mark, 3);             // surrogate
+  expect("\xf4\x90\x80\x80", mark + mark + mark + mark, 4);  // beyond U+10FFFF
   expect("\xf0\x9f\x98", mark, 1);
   expect("\xff\xfe", mark + mark, 2);
-  expect("caf\xe9 au lait", "caf" + mark + " au lait", 1);          // Latin-1
+  expect("caf\xe9 au lait", "caf" + mark + " au lait", 1);  // Latin-1
   expect("12345678\0 1234567\0"s, "12345678" + mark + " 1234567" + mark, 2);
 }
 

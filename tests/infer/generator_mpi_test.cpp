@@ -165,6 +165,24 @@ TEST(Generator, StopsAtEndOfDocumentAndAtMaxSeq) {
   EXPECT_EQ(free[0].reason, FinishReason::max_new_tokens);
 }
 
+TEST(Generator, TakesModelsInNarrowerTypes) {
+  const auto requests = make_requests({3, 4});
+  const auto expected = on_one_rank(tests::small_config(), requests, greedy(5));
+  const parallel::ProcessGrid grid;
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+    const tests::Model model(tests::small_config(), grid, dtype);
+    const moe::BalanceState balance = tests::biased_state(model.transformer);
+    const auto seen = Generator(model.transformer, grid, greedy(5)).generate(requests, &balance);
+    for (std::size_t i = 0; i < requests.size(); ++i) {
+      EXPECT_EQ(seen[i].tokens.size(), 5u);
+      if (dtype == at::kFloat) {
+        EXPECT_EQ(seen[i].tokens, expected[i].tokens);
+        EXPECT_NEAR(seen[i].log_probability, expected[i].log_probability, 1e-4);
+      }
+    }
+  }
+}
+
 TEST(Generator, EmptyPromptStartsANewDocument) {
   GenerationOptions options = greedy(4);
   options.end_of_document = 6;

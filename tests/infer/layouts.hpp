@@ -48,8 +48,9 @@ inline model::TransformerConfig small_config() {
 
 /// A model with its parameters; the same numbers on every layout.
 struct Model {
-  Model(const model::TransformerConfig& config, const parallel::ProcessGrid& grid)
-      : parameters({11, at::kDouble, true}), transformer(config, parameters, grid) {}
+  Model(const model::TransformerConfig& config, const parallel::ProcessGrid& grid,
+        at::ScalarType dtype = at::kDouble)
+      : parameters({11, dtype, true}), transformer(config, parameters, grid) {}
   parallel::ParameterMap parameters;
   model::Transformer transformer;
 };

@@ -36,8 +36,8 @@ MoeOptions base_options() {
 }
 
 /// The global run: inputs, seeds of the loss, and everything that is the same on all layouts.
-struct Run {
-  MoeOptions options;
+struct GlobalRun {
+  MoeOptions options = base_options();
   at::Tensor bias_E;
   at::Tensor forced_TK;  ///< of all tokens, or undefined
   at::Tensor x_BSD = random_tensor({sequences, seq, hidden}, 3);
@@ -52,7 +52,7 @@ struct Outcome {
 };
 
 /// Forward and backward of this rank's part on `grid`.
-Outcome run_part(const Run& run, const LayerUnderTest& test, const parallel::ProcessGrid& grid) {
+Outcome run_part(const GlobalRun& run, const LayerUnderTest& test, const parallel::ProcessGrid& grid) {
   const int tp = grid.size(Axis::tensor);
   const std::int64_t count = sequences / grid.size(Axis::data);
   const std::int64_t first = grid.rank(Axis::data) * count;
@@ -126,7 +126,7 @@ void compare_statistics(const Outcome& one, const Outcome& outcome, const parall
 }
 
 /// Runs on one rank and on every legal layout of the world, and compares everything.
-void expect_layout_invariant(const Run& run) {
+void expect_layout_invariant(const GlobalRun& run) {
   const parallel::ProcessGrid single;
   const LayerUnderTest one(run.options, hidden, single);
   const Outcome expected = run_part(run, one, single);
@@ -157,7 +157,7 @@ void expect_layout_invariant(const Run& run) {
 
 TEST(MoeLayerLayouts, AllBalanceKinds) {
   for (const BalanceCounts counts : {BalanceCounts::batch, BalanceCounts::micro_step}) {
-    Run run{base_options(), {}, {}};
+    GlobalRun run;
     run.options.balance = {BalanceKind::squared, BalanceKind::switch_loss, BalanceKind::sequence};
     run.options.balance_counts = counts;
     expect_layout_invariant(run);
@@ -165,7 +165,8 @@ TEST(MoeLayerLayouts, AllBalanceKinds) {
 }
 
 TEST(MoeLayerLayouts, SigmoidBiasAndGroups) {
-  Run run{base_options(), random_tensor({12}, 9) * 0.2, {}};
+  GlobalRun run;
+  run.bias_E = random_tensor({12}, 9) * 0.2;
   run.options.score = moe::RouterScore::sigmoid;
   run.options.balance = {BalanceKind::bias, BalanceKind::squared};
   run.options.groups = 3;
@@ -175,7 +176,7 @@ TEST(MoeLayerLayouts, SigmoidBiasAndGroups) {
 
 TEST(MoeLayerLayouts, Capacity) {
   for (const DropPolicy drop : {DropPolicy::position, DropPolicy::score}) {
-    Run run{base_options(), {}, {}};
+    GlobalRun run;
     run.options.capacity_factor = 0.8;
     run.options.drop = drop;
     run.options.normalize_top_k = false;
@@ -184,20 +185,20 @@ TEST(MoeLayerLayouts, Capacity) {
 }
 
 TEST(MoeLayerLayouts, SharedExperts) {
-  Run run{base_options(), {}, {}};
+  GlobalRun run;
   run.options.shared_experts = 2;
   expect_layout_invariant(run);
 }
 
 TEST(MoeLayerLayouts, ColdRanks) {
   // All tokens to experts 0, 1 and 2: with ep > 1 the last ranks compute nothing and get zero gradients.
-  Run run{base_options(), {}, {}};
+  GlobalRun run;
   run.forced_TK = at::arange(3, at::kLong).expand({sequences * seq, 3}).contiguous();
   expect_layout_invariant(run);
 }
 
 TEST(MoeLayerLayouts, NineExpertsTopOne) {
-  Run run{base_options(), {}, {}};
+  GlobalRun run;
   run.options.num_experts = 9;
   run.options.top_k = 1;
   run.options.normalize_top_k = false;
@@ -205,7 +206,7 @@ TEST(MoeLayerLayouts, NineExpertsTopOne) {
 }
 
 TEST(MoeLayerLayouts, RepeatBitForBit) {
-  Run run{base_options(), {}, {}};
+  GlobalRun run;
   const parallel::ProcessGrid grid(parallel::ParallelDims::from_role_size(world().size(), 1, world().size()), world());
   const LayerUnderTest first(run.options, hidden, grid);
   const LayerUnderTest second(run.options, hidden, grid);
@@ -219,16 +220,17 @@ TEST(MoeLayerLayouts, RepeatBitForBit) {
 }
 
 TEST(MoeLayerLayouts, BytesOnTheWireAreThoseOfTheRemoteChoices) {
-  Run run{base_options(), {}, {}};
+  GlobalRun run;
   const int ranks = world().size();
   run.forced_TK = (at::arange(sequences * seq * 3, at::kLong)).remainder(12).view({-1, 3}).contiguous();
   const parallel::ProcessGrid grid(parallel::ParallelDims::from_role_size(ranks, 1, ranks), world());
   const LayerUnderTest test(run.options, hidden, grid);
   world().traffic().reset();
   run_part(run, test, grid);
-  // Uniform routing: a rank keeps 1/ranks of its choices. f64 rows; counts are 12 / ranks int64 to each other rank.
-  const std::int64_t choices = sequences * seq * 3 / ranks;
-  const std::int64_t rows = (choices - choices / ranks) * hidden * 8;
+  // f64 rows of the choices whose expert another rank holds; counts are 12 / ranks int64 to each other rank.
+  const std::int64_t tokens = sequences * seq / ranks;
+  const at::Tensor owner = run.forced_TK.narrow(0, grid.rank(Axis::data) * tokens, tokens).div(12 / ranks, "floor");
+  const std::int64_t rows = (owner != grid.rank(Axis::expert)).sum().item<std::int64_t>() * hidden * 8;
   EXPECT_EQ(world().traffic().bytes(Traffic::combine), 2 * rows);
   EXPECT_EQ(world().traffic().bytes(Traffic::dispatch), 2 * rows + (ranks - 1) * (12 / ranks) * 8);
 }

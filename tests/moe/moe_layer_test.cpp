@@ -1,6 +1,7 @@
 // The sparse layer on one rank against the written-out reference, in f64.
 #include <gtest/gtest.h>
 
+#include <ostream>
 #include <string>
 
 #include "base/error.hpp"
@@ -112,6 +113,8 @@ std::vector<Case> all_cases() {
   }));
   return cases;
 }
+
+void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
 
 class MoeLayerCase : public ::testing::TestWithParam<Case> {};
 
@@ -368,7 +371,7 @@ TEST(MoeLayer, LowerPrecisionsFollow) {
   context.forced_ids_TK = &ids;
   const at::Tensor values = random_tensor({2, 6, hidden}, 3);
   const auto run = [&](const LayerUnderTest& test, at::ScalarType dtype) {
-    const at::Tensor x = values.to(dtype).requires_grad_();
+    const at::Tensor x = values.to(dtype).clone().requires_grad_();
     const at::Tensor y = test.layer->forward(x, context).y_BsD;
     y.to(at::kDouble).square().sum().backward();
     return std::vector<at::Tensor>{y.detach(), x.grad(), test.grad("moe.router.weight"), test.grad("moe.experts.down")};

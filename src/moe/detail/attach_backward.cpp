@@ -18,7 +18,7 @@ struct Holder : torch::CustomClassHolder {
 
 class Attached : public torch::autograd::Function<Attached> {
  public:
-  static TensorVector forward(torch::autograd::AutogradContext* context, const TensorVector&,
+  static TensorVector forward(torch::autograd::AutogradContext* context, const at::TensorList&,
                               const c10::intrusive_ptr<Holder>& holder) {
     context->set_materialize_grads(false);
     context->saved_data["holder"] = c10::IValue::make_capsule(holder);
@@ -59,7 +59,7 @@ TensorVector attach_backward(const TensorVector& inputs, const TensorVector& out
   holder->outputs = outputs;
   holder->num_inputs = inputs.size();
   holder->backward = std::move(backward);
-  return Attached::apply(inputs, holder);
+  return Attached::apply(at::TensorList(inputs), holder);
 }
 
 }  // namespace athanor::moe::detail

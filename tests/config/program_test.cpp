@@ -1,0 +1,151 @@
+// The built program from outside: exit codes, streams and messages.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "config/help.hpp"
+#include "config/parse.hpp"
+
+namespace athanor::config {
+namespace {
+
+using tests::ScratchFolder;
+
+struct Outcome {
+  int exit_code = -1;
+  std::string out;
+  std::string err;
+};
+
+std::filesystem::path program() {
+  return std::filesystem::read_symlink("/proc/self/exe").parent_path().parent_path() / "athanor";
+}
+
+std::string read_all(const std::string& path) {
+  std::ifstream file(path);
+  std::ostringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+// Runs the shell command `before` + athanor + `arguments`.
+Outcome run(const std::string& arguments, const std::string& before = "") {
+  const ScratchFolder scratch;
+  const std::string command = fmt::format("{} {} {} >{} 2>{}", before, program().string(), arguments,
+                                          scratch.path("out"), scratch.path("err"));
+  const int status = std::system(command.c_str());
+  return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read_all(scratch.path("out")),
+          read_all(scratch.path("err"))};
+}
+
+std::string on_ranks(int ranks) {
+  return fmt::format(
+      "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_NUM_THREADS=1 mpirun --oversubscribe "
+      "--bind-to none "
+      "--mca mpi_yield_when_idle 1 -np {}",
+      ranks);
+}
+
+int count(const std::string& text, const std::string& part) {
+  int found = 0;
+  for (std::size_t at = text.find(part); at != std::string::npos; at = text.find(part, at + 1)) {
+    ++found;
+  }
+  return found;
+}
+
+std::string tiny() {
+  return "--config=" + (tests::source_folder() / "configs" / "tiny.ini").string();
+}
+
+TEST(Program, Exists) {
+  ASSERT_TRUE(std::filesystem::exists(program())) << program() << ": build the target athanor";
+}
+
+TEST(Program, PrintsVersionHelpAndDocumentation) {
+  const Outcome version_text = run("--version");
+  EXPECT_EQ(version_text.exit_code, 0) << version_text.err;
+  EXPECT_EQ(version_text.out, fmt::format("athanor {}\n", version));
+  EXPECT_EQ(run("--help").out, general_help());
+  EXPECT_EQ(run("train --help").out, command_help(Command::train));
+  EXPECT_EQ(run("--dump-docs").out, documentation());
+}
+
+TEST(Program, PrintConfigIsLoadable) {
+  const ScratchFolder scratch;
+  const Outcome first = run("train --print-config --optim.lr=0.123 " + tiny());
+  EXPECT_EQ(first.exit_code, 0) << first.err;
+  const std::string path = scratch.write("printed.ini", first.out);
+  EXPECT_EQ(run("train --print-config --config=" + path).out, first.out);
+}
+
+TEST(Program, RefusesBadOptionsWith64) {
+  const Outcome typo = run("train --model.layer=3");
+  EXPECT_EQ(typo.exit_code, 64);
+  EXPECT_NE(typo.err.find("athanor: error: unknown option --model.layer"), std::string::npos) << typo.err;
+  EXPECT_EQ(typo.out, "");
+  EXPECT_EQ(run("").exit_code, 64);
+  EXPECT_EQ(run("train --model.layers=abc").exit_code, 64);
+  EXPECT_EQ(run("distill").exit_code, 64);
+  EXPECT_EQ(run("train " + tiny()).exit_code, 64);  // no data
+}
+
+TEST(Program, MissingFilesAre66) {
+  EXPECT_EQ(run("train --config=/nowhere.ini").exit_code, 66);
+  EXPECT_EQ(run("evaluate --checkpoint=/nowhere --data.valid=x").exit_code, 66);
+  EXPECT_EQ(run("generate --checkpoint=/nowhere").exit_code, 66);
+  EXPECT_EQ(run("tokenize --input=/nowhere.txt --output=/tmp/never").exit_code, 66);
+  EXPECT_EQ(run("train --data.train=/nowhere/tokens --run.dir=/tmp/athanor_never " + tiny()).exit_code, 66);
+  EXPECT_FALSE(std::filesystem::exists("/tmp/athanor_never/config.ini"));
+}
+
+TEST(Program, DryRunPrintsThePlanAndDoesNothing) {
+  const Outcome text =
+      run("bench step --dry-run --teacher.ranks=8 --parallel.ep=4 --parallel.tp=2 " + tiny());
+  EXPECT_EQ(text.exit_code, 0) << text.err;
+  EXPECT_NE(text.out.find("8 ranks = dp 4 x tp 2, ep 4"), std::string::npos) << text.out;
+  const Outcome json = run("bench step --dry-run --json " + tiny());
+  EXPECT_EQ(nlohmann::json::parse(json.out).at("teacher").at("ranks"), 1);
+}
+
+TEST(Program, RefusesAModelLargerThanTheMemory) {
+  const Outcome outcome =
+      run("bench step --model.vocab_size=1000 --model.layers=1000 --model.hidden=4096 --moe.ffn=4096");
+  EXPECT_EQ(outcome.exit_code, 64) << outcome.err;
+  EXPECT_NE(outcome.err.find("no memory for the model"), std::string::npos) << outcome.err;
+}
+
+TEST(Program, SaysAnErrorOfAllRanksOnce) {
+  const Outcome outcome = run("bench step --parallel.ep=3 " + tiny(), on_ranks(2));
+  EXPECT_EQ(outcome.exit_code, 64);
+  EXPECT_EQ(count(outcome.err, "athanor: error: parallel.ep=3"), 1) << outcome.err;
+}
+
+TEST(Program, RefusesDifferentConfigurationsOnDifferentRanks) {
+  const std::string script = fmt::format(
+      "sh -c '{} bench step {} --optim.lr=0.0$((OMPI_COMM_WORLD_RANK + 1)) --optim.min_lr=0 --dry-run'",
+      program().string(), tiny());
+  const ScratchFolder scratch;
+  const std::string command = fmt::format("{} {} 2>{}", on_ranks(2), script, scratch.path("err"));
+  const int status = std::system(command.c_str());
+  EXPECT_EQ(WEXITSTATUS(status), 64);
+  const std::string err = read_all(scratch.path("err"));
+  EXPECT_EQ(count(err, "optim.lr (0.01 and 0.02) on ranks 0 and 1"), 1) << err;
+}
+
+TEST(Program, AnErrorOfOneRankNamesIt) {
+  const std::string script =
+      fmt::format("sh -c '{} bench step {} --model.layers=$((OMPI_COMM_WORLD_RANK * -1 + 1)) --dry-run'",
+                  program().string(), tiny());
+  const ScratchFolder scratch;
+  const std::string command = fmt::format("{} {} 2>{}", on_ranks(2), script, scratch.path("err"));
+  const int status = std::system(command.c_str());
+  EXPECT_EQ(WEXITSTATUS(status), 64);
+  EXPECT_EQ(count(read_all(scratch.path("err")), "athanor: error: rank 1: --model.layers=0"), 1);
+}
+
+}  // namespace
+}  // namespace athanor::config
