@@ -15,8 +15,15 @@ fail() {
 # has COMMAND...: whether all of them can be run.
 has() { [[ "$(command -v "$@" | wc -l)" -eq $# ]]; }
 
-# Number of build or rank processes: all cores that this process may use.
-cores() { nproc; }
+# Cores that this process may use: by affinity and by the container's quota. nproc alone would heed OMP_NUM_THREADS.
+cores() {
+  local count quota period
+  count="$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc)"
+  if read -r quota period 2>/dev/null </sys/fs/cgroup/cpu.max && [[ $quota != max && $quota -ge $period ]]; then
+    count=$((quota / period < count ? quota / period : count))
+  fi
+  printf '%s\n' "$count"
+}
 
 # Open MPI refuses root and more ranks than cores unless told otherwise.
 prepare_mpi() {
@@ -24,5 +31,4 @@ prepare_mpi() {
     export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
   fi
   export OMPI_MCA_rmaps_base_oversubscribe=1
-  export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 }

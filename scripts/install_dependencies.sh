@@ -170,7 +170,8 @@ fi
 if [[ -n "${LIBTORCH_ROOT:-}" ]]; then
   check_own_libtorch
 else
-  mkdir -p "$deps" || fail "$deps cannot be made (its parent is not writable?): make it writable, or set LIBTORCH_ROOT" 73
+  mkdir -p "$deps" ||
+    fail "$deps cannot be made (its parent is not writable?): make it writable, or set LIBTORCH_ROOT" 73
   exec {lock}>"$deps/.lock"
   flock "$lock" # two runs at once: the second finds the work done
   install_libtorch

@@ -29,6 +29,7 @@ has clang-format clang-tidy shellcheck || fail "a tool is missing: run scripts/i
 
 status=0
 python3 tests/lint/check_layers.py || status=1
+python3 tests/lint/check_docs.py || status=1
 python3 tests/lint/check_style.py || status=1
 shellcheck -x -P . scripts/*.sh || status=1
 if [[ $changed == no ]]; then

@@ -1,4 +1,4 @@
-"""The work behind make_corpus.sh: JSON lines of dictionary entries and of header files, split in two parts each."""
+"""The work behind make_corpus.sh: JSON lines of dictionary entries and of headers, in two parts each."""
 
 import gzip
 import hashlib
@@ -9,7 +9,7 @@ import sys
 
 PROSE_HELD_OUT = 0.02
 CODE_HELD_OUT = 0.03
-# An entry is a headword at the left margin with the pronunciation between backslashes; what follows is indented.
+# An entry begins with a headword at the left margin and its pronunciation between backslashes.
 ENTRY_START = re.compile(r"^\S[^\\\n]* \\")
 MIN_CHARACTERS = 40
 # Generated headers repeat one pattern thousands of times; a part of them is enough to learn it.
@@ -57,7 +57,7 @@ def code_files(folder):
 
 
 def write_parts(documents, held_out, prefix):
-    """Writes PREFIX.train.jsonl and PREFIX.valid.jsonl; equal documents are written once. Returns what was written."""
+    """Writes PREFIX.train.jsonl and PREFIX.valid.jsonl, equal documents once; returns the counts."""
     counts = {part: {"documents": 0, "bytes": 0} for part in ("train", "valid")}
     seen = set()
     files = {part: open(f"{prefix}.{part}.jsonl", "w", encoding="utf-8") for part in counts}
@@ -78,7 +78,7 @@ def write_parts(documents, held_out, prefix):
 def main():
     gcide, headers, outdir = sys.argv[1], pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3])
     summary = {
-        "prose": write_parts((clean_prose(e) for e in prose_entries(gcide)), PROSE_HELD_OUT, outdir / "prose"),
+        "prose": write_parts(map(clean_prose, prose_entries(gcide)), PROSE_HELD_OUT, outdir / "prose"),
         "code": write_parts(code_files(headers), CODE_HELD_OUT, outdir / "code"),
     }
     for domain, parts in summary.items():

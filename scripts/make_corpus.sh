@@ -1,7 +1,7 @@
 #!/bin/sh
-# Makes a corpus of real text from what an installed system has: prose from the Debian package dict-gcide, code from
-# LibTorch's own headers. Writes to OUTDIR: prose.train.jsonl, prose.valid.jsonl, code.train.jsonl, code.valid.jsonl.
-# The same packages give the same bytes. Nothing is done when the folder is complete already.
+# Makes a corpus of real text from what an installed system has: prose from the Debian package dict-gcide, code
+# from LibTorch's own headers. Writes to OUTDIR: prose.train.jsonl, prose.valid.jsonl, code.train.jsonl and
+# code.valid.jsonl. The same packages give the same bytes. Nothing is done when the folder is complete already.
 #
 # Usage: scripts/make_corpus.sh OUTDIR
 #   LIBTORCH_ROOT   LibTorch to take the headers from (default: .deps/libtorch/torch of this project)
@@ -23,11 +23,11 @@ if [ -f "$outdir/corpus.json" ]; then
   exit 0
 fi
 if [ ! -f "$gcide" ]; then
-  echo "$gcide does not exist (it is the source of the prose): install the package dict-gcide, or set GCIDE" >&2
+  echo "$gcide does not exist (the prose is made from it) install dict-gcide, or set GCIDE" >&2
   exit 66
 fi
 if [ ! -d "$headers" ]; then
-  echo "$headers does not exist (it is the source of the code): install LibTorch there, or set LIBTORCH_ROOT" >&2
+  echo "$headers does not exist (the code is made from it) install LibTorch there, or set LIBTORCH_ROOT" >&2
   exit 66
 fi
 if ! mkdir -p "$outdir" 2>/dev/null || [ ! -w "$outdir" ]; then

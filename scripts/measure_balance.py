@@ -4,7 +4,7 @@
     scripts/measure_balance.py [--shape reduced|bench|dense] [--steps N] [--seeds 1,2] [--only "NAME;NAME"] [--data PREFIX]
 
 Every run's folder is kept under runs/balance/; a run that is there already is read, not repeated. The std of f/mu is
-the mean of the last 50 steps, the perplexity that of the held-out sets at the end (all tokens).
+the mean of the last 50 steps, the perplexity that of the held-out sets at the end.
 """
 import argparse
 import json
@@ -15,6 +15,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -50,19 +51,20 @@ def run_one(arguments, name, shape, extra, seed):
         return json.loads(summary.read_text())
     shutil.rmtree(folder, ignore_errors=True)
     options = {**shape, **extra}
-    command = ["mpirun", "--oversubscribe", "--bind-to", "none", "-np", str(arguments.ranks), str(ROOT / "build/athanor"),
-               "train"]
+    command = ["mpirun", "--oversubscribe", "--bind-to", "none", "-np", str(arguments.ranks), arguments.athanor, "train"]
     if "--config" in options:
         command.append(f"--config={ROOT / options.pop('--config')}")
     experts = options.get("moe.experts", 128)
     options.update({
         "parallel.ep": arguments.ranks if experts else 1, "run.dir": folder, "run.seed": seed,
-        "train.steps": arguments.steps, "train.log_every": 100,
+        "train.steps": arguments.steps, "train.log_every": 100, "train.eval_batches": arguments.eval_batches,
         "data.train": arguments.train, "data.valid": arguments.valid, "data.tokenizer": arguments.tokenizer,
     })
     command += [f"--{key}={value}" for key, value in options.items()] + ["--json"]
-    environment = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    result = subprocess.run(command, stdout=subprocess.PIPE, env=environment, text=True, check=False)
+    environment = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+                   "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, text=True,
+                            check=False)
     if result.returncode != 0:
         sys.exit(f"{name}, seed {seed}: exit code {result.returncode}; see {folder}/log.txt")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -84,9 +86,12 @@ def main():
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", default="1,2")
     parser.add_argument("--only", default="", help="row names, separated by semicolons")
-    parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--train", default="corpus/prose-train,corpus/code-train")
-    parser.add_argument("--valid", default="corpus/prose-valid,corpus/code-valid")
+    parser.add_argument("--athanor", default=str(ROOT / "build/athanor"), help="the program")
+    parser.add_argument("--ranks", type=int, default=1, help="of one run")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at one time")
+    parser.add_argument("--eval-batches", type=int, default=32, help="per domain")
+    parser.add_argument("--train", default="corpus/prose-train:1:prose,corpus/code-train:1:code")
+    parser.add_argument("--valid", default="corpus/prose-valid:1:prose,corpus/code-valid:1:code")
     parser.add_argument("--tokenizer", default="corpus/tokenizer.model")
     arguments = parser.parse_args()
     os.chdir(ROOT)
@@ -96,7 +101,10 @@ def main():
         wanted = arguments.only.split(";")
         rows = {name: extra for name, extra in rows.items() if any(name == only for only in wanted)}
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
-    results = {name: [run_one(arguments, name, shape, extra, seed) for seed in seeds] for name, extra in rows.items()}
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        futures = {name: [pool.submit(run_one, arguments, name, shape, extra, seed) for seed in seeds]
+                   for name, extra in rows.items()}
+        results = {name: [future.result() for future in runs] for name, runs in futures.items()}
     baseline = results.get("none", results.get("dense, equal active parameters"))
     print("| run | std of f/mu | std against none | held-out loss | perplexity | perplexity against the baseline |")
     print("|---|---|---|---|---|---|")

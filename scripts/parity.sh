@@ -77,6 +77,7 @@ trap 'rm -rf "$work"' EXIT
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 "$dump" "$work"
 cuda=/usr/local/cuda
-LD_LIBRARY_PATH="$venv/stand-ins:$torch_folder/nvidia/cu13/lib:$cuda/lib64:$cuda/extras/CUPTI/lib64${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" \
+libraries="$venv/stand-ins:$torch_folder/nvidia/cu13/lib:$cuda/lib64:$cuda/extras/CUPTI/lib64"
+LD_LIBRARY_PATH="$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" \
   PYTHONPATH="$venv:$torch_folder" PYTHONDONTWRITEBYTECODE=1 \
   python3 "$root/tests/parity/transformers_parity.py" "$work"

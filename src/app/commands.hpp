@@ -22,6 +22,9 @@ CommandResult run_evaluate(const config::RunConfig& config, const parallel::Comm
 CommandResult run_generate(const config::RunConfig& config, const parallel::Communicator& world);
 CommandResult run_bench_step(const config::RunConfig& config, const parallel::Communicator& world);
 
+/// Throws ConfigError for `generate.*` that contradict each other.
+void validate_generation(const config::RunConfig& config);
+
 /// Sets `object[key]`; a number that is not finite becomes null and sets "nonfinite".
 void put_number(nlohmann::json& object, const std::string& key, double value);
 

@@ -11,8 +11,7 @@
 namespace athanor::app {
 namespace {
 
-infer::GenerationOptions make_options(const config::GenerateSection& generate,
-                                      const data::Tokenizer& tokenizer) {
+infer::GenerationOptions make_options(const config::GenerateSection& generate) {
   infer::GenerationOptions options;
   options.sampler.temperature = generate.temperature;
   options.sampler.top_k = generate.top_k;
@@ -22,7 +21,6 @@ infer::GenerationOptions make_options(const config::GenerateSection& generate,
   options.max_new_tokens = generate.max_new_tokens;
   options.beams = generate.beams;
   options.length_penalty = generate.length_penalty;
-  options.end_of_document = tokenizer.end_of_document();
   return options;
 }
 
@@ -37,14 +35,15 @@ data::Tokenizer open_tokenizer(const config::RunConfig& config) {
 
 }  // namespace
 
+void validate_generation(const config::RunConfig& config) {
+  make_options(config.generate).validate();
+}
+
 CommandResult run_generate(const config::RunConfig& config, const parallel::Communicator& world) {
   std::optional<data::Tokenizer> tokenizer;
-  infer::GenerationOptions options;
-  run_agreed(world, [&] {
-    tokenizer.emplace(open_tokenizer(config));
-    options = make_options(config.generate, *tokenizer);
-    options.validate();
-  });
+  run_agreed(world, [&] { tokenizer.emplace(open_tokenizer(config)); });
+  infer::GenerationOptions options = make_options(config.generate);
+  options.end_of_document = tokenizer->end_of_document();
   infer::GenerationRequest request;
   for (const std::int32_t id : tokenizer->encode(config.generate.prompt)) {
     request.prompt.push_back(id);

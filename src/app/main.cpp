@@ -72,6 +72,22 @@ int planned_ranks(const config::ParsedCommand& parsed, int world_size) {
   return parsed.dry_run && world_size == 1 && ranks > 0 ? ranks : world_size;
 }
 
+// vocab_size = 0 becomes the tokenizer's; a smaller one than that could not take its ids.
+void resolve_vocabulary(const config::RunConfig& config, config::RoleConfig& role) {
+  std::int64_t& vocab_size = role.model.vocab_size;
+  if (config.data.tokenizer.empty() || (reads_checkpoint(config.command) && vocab_size > 0)) {
+    return;
+  }
+  const std::int64_t needed = data::Tokenizer(config.data.tokenizer).vocab_size();
+  if (vocab_size > 0 && vocab_size < needed) {
+    throw base::ConfigError(
+        "model.vocab_size={} (the tokenizer {} has {} tokens) use at least that, or 0 for the "
+        "tokenizer's",
+        vocab_size, config.data.tokenizer, needed);
+  }
+  vocab_size = vocab_size > 0 ? vocab_size : needed;
+}
+
 // Everything that can be refused before work: values, combinations, the vocabulary, memory.
 void check(config::ParsedCommand& parsed, int world_size, int local_ranks) {
   config::RunConfig& config = parsed.config;
@@ -80,11 +96,12 @@ void check(config::ParsedCommand& parsed, int world_size, int local_ranks) {
   if (config.command == Command::tokenize) {
     return;
   }
+  if (config.command == Command::generate) {
+    validate_generation(config);
+  }
   const bool is_planned_elsewhere = ranks != world_size;
   for (config::RoleConfig& role : config.roles) {
-    if (role.model.vocab_size == 0) {
-      role.model.vocab_size = data::Tokenizer(config.data.tokenizer).vocab_size();
-    }
+    resolve_vocabulary(config, role);
     if (!is_planned_elsewhere) {
       const parallel::ParallelDims dims = config::resolve_dims(role, ranks);
       config::check_memory(config::estimate_memory(config, role, dims), base::available_memory_bytes(),

@@ -14,10 +14,16 @@
 namespace athanor::app {
 namespace {
 
-// The folder exists, takes files, and has its own copy of the tokenizer.
+// The folder exists, takes files, holds no finished run, and gets its own copy of the tokenizer.
 void prepare_run_folder(const config::RunConfig& config) {
   namespace fs = std::filesystem;
   try {
+    if (fs::exists(fs::path(config.run.dir) / "model.safetensors")) {
+      throw base::CannotCreateError(
+          "run.dir={} holds a finished run (model.safetensors is there) choose another folder, "
+          "or remove that one",
+          config.run.dir);
+    }
     fs::create_directories(config.run.dir);
     if (!config.data.tokenizer.empty()) {
       const fs::path copy = fs::path(config.run.dir) / tokenizer_copy;

@@ -118,13 +118,17 @@ MemoryEstimate estimate_memory(const RunConfig& config, const RoleConfig& role,
     }
     bytes.optimizer = owned * accumulator * (element == accumulator ? 2 : 3);
   }
-  const std::int64_t sequence = config.command == Command::generate
-                                    ? std::min(role.model.max_seq, config.generate.max_new_tokens)
-                                    : config.batch.seq;
-  const std::int64_t rows =
-      config.command == Command::generate ? config.generate.beams : resolve_micro_batch(config, role, dims);
-  const std::int64_t tokens = rows * sequence;
-  bytes.activations = activation_elements(role.model, tokens, dims.tp, trains(config)) * element;
+  if (config.command == Command::generate) {
+    // Keys and values of the longest text; one token passes at a time, all of a prompt in the worst case.
+    const std::int64_t key_values =
+        2 * role.model.layers * role.model.resolved_head_dim() *
+        share(role.model.kv_heads, std::min<std::int64_t>(dims.tp, role.model.kv_heads));
+    bytes.activations = config.generate.beams * role.model.max_seq * key_values * element;
+  }
+  const std::int64_t rows = config.command == Command::generate ? 1 : resolve_micro_batch(config, role, dims);
+  const std::int64_t tokens =
+      rows * (config.command == Command::generate ? role.model.max_seq : config.batch.seq);
+  bytes.activations += activation_elements(role.model, tokens, dims.tp, trains(config)) * element;
   const std::int64_t chunk = std::min<std::int64_t>(nn::CrossEntropyOptions{}.chunk_tokens, tokens);
   bytes.logits = 2 * chunk * share(role.model.vocab_size, dims.tp) * accumulator;
   return bytes;

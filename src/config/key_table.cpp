@@ -344,7 +344,7 @@ std::vector<Key> make_keys() {
 
 const std::vector<Section>& all_sections() {
   static const std::vector<Section> sections = {
-      {"", "Options of commands"},
+      {"", "Options without a section"},
       {"run", "The run"},
       {"model", "The transformer"},
       {"moe", "Its sparse layers"},

@@ -36,7 +36,8 @@ class BatchSampler {
   SamplerOptions options_;
 };
 
-/// Reads the next steps in a thread of its own. Errors surface at the next take().
+/// Reads the next `depth` steps in a thread of its own. Errors surface at take(), after the steps that were
+/// read before them, and at every later one. Keeps a copy of the sampler; the dataset must outlive it.
 class Prefetcher {
  public:
   Prefetcher(const BatchSampler& sampler, const DataCursor& start, int depth = 2);

@@ -76,12 +76,13 @@ void check_options(const TokenizeOptions& options) {
         "no output is given (the token files need a name) set --output to a path without .bin");
   }
   if (!(options.held_out >= 0.0 && options.held_out <= max_held_out)) {
-    throw base::ConfigError("the held-out share is {} (it is a fraction of the documents) use 0 to {}",
+    throw base::ConfigError("tokenize.held_out is {} (it is a fraction of the documents) use 0 to {}",
                             options.held_out, max_held_out);
   }
   if (options.training_bytes < 1 || options.threads < 0) {
     throw base::ConfigError(
-        "training_bytes={} and threads={} cannot be used (the first is positive, the second not "
+        "tokenize.training_bytes={} and tokenize.threads={} cannot be used (the first is positive, the "
+        "second not "
         "negative) correct them",
         options.training_bytes, options.threads);
   }

@@ -18,9 +18,10 @@ namespace athanor::data {
 
 namespace {
 
-// Longer texts are encoded in parts, because SentencePiece needs about a hundred bytes of memory per byte of
-// text.
-constexpr std::size_t max_part_bytes = 64 << 10;
+// Longer texts are encoded in parts: SentencePiece needs a hundred bytes of memory and more per byte of text.
+constexpr std::size_t max_part_bytes = 8 << 10;
+constexpr std::size_t max_cached_word_bytes = 64;
+constexpr std::string_view space_mark = "\xE2\x96\x81";  // U+2581, which stands for a space in pieces
 
 std::string read_model(const std::string& path) {
   if (!std::filesystem::exists(path)) {

@@ -83,7 +83,7 @@ void train_tokenizer(const std::vector<std::string>& texts, const TokenizerTrain
                      const std::string& model_path) {
   if (options.vocab_size < min_vocab_size) {
     throw base::ConfigError(
-        "vocab_size={} is too small for a tokenizer (256 bytes, special ids and some characters "
+        "tokenize.vocab_size={} is too small for a tokenizer (256 bytes, special ids and some characters "
         "are always in it) use {} or more",
         options.vocab_size, min_vocab_size);
   }
@@ -93,7 +93,7 @@ void train_tokenizer(const std::vector<std::string>& texts, const TokenizerTrain
   const auto status = sentencepiece::SentencePieceTrainer::Train(trainer_arguments(options), &parts, &model);
   if (!status.ok()) {
     throw base::ConfigError(
-        "no tokenizer with vocab_size={} can be trained on this text (SentencePiece: {}) give more "
+        "no tokenizer with tokenize.vocab_size={} can be trained on this text (SentencePiece: {}) give more "
         "text, or another vocabulary size",
         options.vocab_size, status.ToString());
   }

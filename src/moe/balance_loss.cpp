@@ -39,9 +39,8 @@ std::vector<double> global_constants(const std::vector<double>& frequency_E, con
 
 std::vector<double> squared_constants(const std::vector<double>& frequency_E, const MoeOptions& options) {
   std::vector<double> constants(frequency_E.size());
-  std::transform(frequency_E.begin(), frequency_E.end(), constants.begin(), [&](double f) {
-    return options.balance_weight * 2.0 * (f / mean_use(options) - 1.0);
-  });
+  std::transform(frequency_E.begin(), frequency_E.end(), constants.begin(),
+                 [&](double f) { return options.balance_weight * 2.0 * (f / mean_use(options) - 1.0); });
   return constants;
 }
 
@@ -58,7 +57,8 @@ BalanceLoss::BalanceLoss(const MoeOptions& options, const parallel::ProcessGrid&
 std::vector<double> BalanceLoss::frequency(const at::Tensor& counts_BE, std::int64_t tokens,
                                            const MoeContext& context) const {
   if (options_.balance_counts == BalanceCounts::batch) {
-    return context.balance_frequency_E.defined() ? to_doubles(context.balance_frequency_E) : std::vector<double>();
+    return context.balance_frequency_E.defined() ? to_doubles(context.balance_frequency_E)
+                                                 : std::vector<double>();
   }
   // Counts and tokens of this micro-step over all its ranks, in one integer all-reduce.
   at::Tensor sums = at::empty({options_.num_experts + 1}, counts_BE.options());
@@ -74,7 +74,8 @@ std::vector<double> BalanceLoss::frequency(const at::Tensor& counts_BE, std::int
   return frequency;
 }
 
-BalanceTerms BalanceLoss::terms(const at::Tensor& counts_BE, std::int64_t tokens, const MoeContext& context) const {
+BalanceTerms BalanceLoss::terms(const at::Tensor& counts_BE, std::int64_t tokens,
+                                const MoeContext& context) const {
   BalanceTerms terms;
   if (options_.uses(BalanceKind::sequence) && (context.want_aux || context.statistics != nullptr)) {
     terms.sequence_counts_BE = counts_BE.clone();
@@ -85,8 +86,8 @@ BalanceTerms BalanceLoss::terms(const at::Tensor& counts_BE, std::int64_t tokens
     return terms;
   }
   ATHANOR_CHECK(context.routed_tokens > 0 && context.num_sequences > 0,
-                "the balance terms need the tokens ({}) and sequences ({}) of the global batch", context.routed_tokens,
-                context.num_sequences);
+                "the balance terms need the tokens ({}) and sequences ({}) of the global batch",
+                context.routed_tokens, context.num_sequences);
   terms.z_coefficient = options_.z_weight * context.valid_labels / context.routed_tokens;
   if (options_.uses(BalanceKind::squared) || options_.uses(BalanceKind::switch_loss)) {
     const std::vector<double> frequency_E = frequency(counts_BE, tokens, context);
@@ -118,7 +119,8 @@ double BalanceValues::weighted(const MoeOptions& options) const {
   return options.balance_weight * balance(options) + options.z_weight * z;
 }
 
-BalanceValues balance_values(const LayerStatistics& statistics, std::int64_t tokens, const MoeOptions& options) {
+BalanceValues balance_values(const LayerStatistics& statistics, std::int64_t tokens,
+                             const MoeOptions& options) {
   BalanceValues values;
   if (tokens == 0) {
     return values;

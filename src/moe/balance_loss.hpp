@@ -1,9 +1,9 @@
 // The balance losses and the router's z-loss: constants of their gradients, and values for reporting.
 //
-// Legend: E experts, k choices, mu = k/E, T tokens, c_i choices of expert i, f_i = c_i/T, s' the normalised scores,
-// P_i = (1/T) sum_t s'_{t,i}, alpha the balance weight, N valid labels of the global batch. B sequences of the
-// micro-batch, S positions of one. Every gradient is that of sum_{t,i} a_i s'_{t,i} / T with constants a_i; f^ is what
-// they use for f (BalanceCounts).
+// Legend: E experts, k choices, mu = k/E, T tokens, c_i choices of expert i, f_i = c_i/T, s' the normalised
+// scores, P_i = (1/T) sum_t s'_{t,i}, alpha the balance weight, N valid labels of the global batch. B
+// sequences of the micro-batch, S positions of one. Every gradient is that of sum_{t,i} a_i s'_{t,i} / T with
+// constants a_i; f^ is what they use for f (BalanceCounts).
 #pragma once
 
 #include <cstdint>
@@ -40,15 +40,16 @@ class BalanceLoss {
   /// `grid` must outlive this.
   BalanceLoss(const MoeOptions& options, const parallel::ProcessGrid& grid);
 
-  /// Constants for a micro-batch whose choices of this rank's tokens are counted in counts_BE (int64). Collective over
-  /// tp for `sequence` (an integer all-reduce), and over the role for `squared` and `switch` with
-  /// BalanceCounts::micro_step. Which collectives run depends on the options, want_aux and whether statistics are
-  /// wanted, never on data.
+  /// Constants for a micro-batch whose choices of this rank's tokens are counted in counts_BE (int64).
+  /// Collective over tp for `sequence` (an integer all-reduce), and over the role for `squared` and `switch`
+  /// with BalanceCounts::micro_step. Which collectives run depends on the options, want_aux and whether
+  /// statistics are wanted, never on data.
   BalanceTerms terms(const at::Tensor& counts_BE, std::int64_t tokens, const MoeContext& context) const;
 
  private:
   /// f^ of squared and switch; empty: no gradient yet.
-  std::vector<double> frequency(const at::Tensor& counts_BE, std::int64_t tokens, const MoeContext& context) const;
+  std::vector<double> frequency(const at::Tensor& counts_BE, std::int64_t tokens,
+                                const MoeContext& context) const;
 
   MoeOptions options_;
   const parallel::ProcessGrid* grid_;
@@ -56,14 +57,14 @@ class BalanceLoss {
 
 /// Values of one layer over one global batch, of the current f and P. Losses are unweighted.
 struct BalanceValues {
-  double squared = 0.0;      ///< (1/E) sum_i (f_i/mu - 1)^2
-  double switch_loss = 0.0;  ///< (E/k) sum_i f_i P_i; 1 when balanced
-  double sequence = 0.0;     ///< mean over sequences of (E/k) sum_i f_i P_i; 0 unless `sequence` is in use
-  double z = 0.0;            ///< mean over tokens of logsumexp^2
-  double use_std = 0.0;      ///< standard deviation over experts of f_i/mu
-  double use_max = 0.0;      ///< largest f_i/mu
-  double use_min = 0.0;      ///< smallest f_i/mu
-  double entropy = 0.0;      ///< mean over tokens of the entropy of s', nats
+  double squared = 0.0;        ///< (1/E) sum_i (f_i/mu - 1)^2
+  double switch_loss = 0.0;    ///< (E/k) sum_i f_i P_i; 1 when balanced
+  double sequence = 0.0;       ///< mean over sequences of (E/k) sum_i f_i P_i; 0 unless `sequence` is in use
+  double z = 0.0;              ///< mean over tokens of logsumexp^2
+  double use_std = 0.0;        ///< standard deviation over experts of f_i/mu
+  double use_max = 0.0;        ///< largest f_i/mu
+  double use_min = 0.0;        ///< smallest f_i/mu
+  double entropy = 0.0;        ///< mean over tokens of the entropy of s', nats
   double dropped_share = 0.0;  ///< choices dropped by capacity / all choices
 
   /// Sum of the unweighted losses of the kinds in use (z and `bias` have no part in it).
@@ -72,9 +73,10 @@ struct BalanceValues {
   double weighted(const MoeOptions& options) const;
 };
 
-/// Values from statistics summed over the ranks of the role (counts, score sums and all scalars); `tokens` is T of the
-/// same global batch. All zero when tokens is 0.
-BalanceValues balance_values(const LayerStatistics& statistics, std::int64_t tokens, const MoeOptions& options);
+/// Values from statistics summed over the ranks of the role (counts, score sums and all scalars); `tokens` is
+/// T of the same global batch. All zero when tokens is 0.
+BalanceValues balance_values(const LayerStatistics& statistics, std::int64_t tokens,
+                             const MoeOptions& options);
 
 /// Zeroed statistics for a layer of `num_experts` experts.
 LayerStatistics make_statistics(std::int64_t num_experts);

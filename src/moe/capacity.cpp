@@ -26,9 +26,10 @@ void keep_in_order(const std::int64_t* ids, const std::vector<std::int64_t>& ord
 
 }  // namespace
 
-at::Tensor keep_within_capacity(const at::Tensor& ids_BSK, const at::Tensor& scores_BSK, std::int64_t num_experts,
-                                std::int64_t capacity, DropPolicy policy) {
-  ATHANOR_CHECK(ids_BSK.dim() == 3 && ids_BSK.sizes() == scores_BSK.sizes(), "ids and scores must be [B, S, K]");
+at::Tensor keep_within_capacity(const at::Tensor& ids_BSK, const at::Tensor& scores_BSK,
+                                std::int64_t num_experts, std::int64_t capacity, DropPolicy policy) {
+  ATHANOR_CHECK(ids_BSK.dim() == 3 && ids_BSK.sizes() == scores_BSK.sizes(),
+                "ids and scores must be [B, S, K]");
   const at::Tensor ids = ids_BSK.contiguous();
   // A NaN would break the sort; a step with one is skipped later anyway.
   const at::Tensor scores = at::nan_to_num(scores_BSK.to(at::kDouble), -1.0).contiguous();
@@ -41,7 +42,8 @@ at::Tensor keep_within_capacity(const at::Tensor& ids_BSK, const at::Tensor& sco
     std::iota(order.begin(), order.end(), 0);
     if (policy == DropPolicy::score) {
       const double* score = scores.const_data_ptr<double>() + sequence * choices;
-      std::stable_sort(order.begin(), order.end(), [score](std::int64_t a, std::int64_t b) { return score[a] > score[b]; });
+      std::stable_sort(order.begin(), order.end(),
+                       [score](std::int64_t a, std::int64_t b) { return score[a] > score[b]; });
     }
     keep_in_order(ids.const_data_ptr<std::int64_t>() + sequence * choices, order, capacity, used,
                   kept.mutable_data_ptr<bool>() + sequence * choices);

@@ -24,8 +24,8 @@ struct Block {
   std::int64_t num_rows = 0;
 };
 
-/// Blocks of at most `max_rows` rows (or one expert), so that what passes between the products of an expert stays in the
-/// second-level cache.
+/// Blocks of at most `max_rows` rows (or one expert), so that what passes between the products of an expert
+/// stays in the second-level cache.
 std::vector<Block> blocks_of(const std::vector<std::int64_t>& expert_rows, std::int64_t max_rows) {
   std::vector<Block> blocks;
   std::int64_t row = 0;
@@ -59,29 +59,43 @@ void swiglu_forward(const at::Tensor& gate_up, const at::Tensor& h) {
 
 void swiglu_backward(const at::Tensor& dh, const at::Tensor& gate_up, const at::Tensor& dgate_up) {
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, dh.scalar_type(), "swiglu_backward", [&] {
-    kernels::cpu::swiglu_backward(dh.const_data_ptr<scalar_t>(), gate_up.const_data_ptr<scalar_t>(), dh.size(0),
-                                  dh.size(1), dgate_up.mutable_data_ptr<scalar_t>());
+    kernels::cpu::swiglu_backward(dh.const_data_ptr<scalar_t>(), gate_up.const_data_ptr<scalar_t>(),
+                                  dh.size(0), dh.size(1), dgate_up.mutable_data_ptr<scalar_t>());
   });
 }
 
-/// Where a weight's gradient goes: its accumulator, or a tensor for autograd.
-struct GradientTarget {
-  explicit GradientTarget(const nn::Weight& weight)
-      : sink(weight.sink),
-        tensor(sink != nullptr ? sink->buffer().view(weight.tensor.sizes()) : at::empty_like(weight.tensor)),
-        mode(sink == nullptr || sink->is_empty() ? kernels::WeightGradient::overwrite
-                                                 : kernels::WeightGradient::accumulate) {}
+/// Where a weight's gradient goes: its accumulator, a tensor for autograd, or nowhere (frozen).
+class GradientTarget {
+ public:
+  explicit GradientTarget(const nn::Weight& weight) : sink_(weight.sink) {
+    if (sink_ != nullptr) {
+      tensor_ = sink_->buffer().view(weight.tensor.sizes());
+      mode_ = sink_->is_empty() ? kernels::WeightGradient::overwrite : kernels::WeightGradient::accumulate;
+    } else if (weight.tensor.requires_grad()) {
+      tensor_ = at::empty_like(weight.tensor);
+    }
+  }
+  /// Adds dy[rows of g]^T x[rows of g] of the block's experts.
+  void add(const at::Tensor& dy, const at::Tensor& x, std::span<const std::int64_t> rows,
+           const Block& block) const {
+    if (tensor_.defined()) {
+      kernels::grouped_linear_weight_gradient(dy, x, rows, mode_,
+                                              tensor_.narrow(0, block.first_expert, block.num_experts));
+    }
+  }
   /// What to return to autograd once all experts are done.
   at::Tensor finish() const {
-    if (sink == nullptr) {
-      return tensor;
+    if (sink_ == nullptr) {
+      return tensor_;
     }
-    sink->mark_nonempty();
+    sink_->mark_nonempty();
     return {};
   }
-  parallel::GradAccumulator* sink;
-  at::Tensor tensor;
-  kernels::WeightGradient mode;
+
+ private:
+  parallel::GradAccumulator* sink_;
+  at::Tensor tensor_;
+  kernels::WeightGradient mode_ = kernels::WeightGradient::overwrite;
 };
 
 /// What one forward pass leaves for backward.
@@ -107,7 +121,8 @@ at::Tensor forward_rows(Pass& pass) {
     const at::Tensor gate_up = pass.gate_up.narrow(0, block.first_row, block.num_rows);
     const at::Tensor h = h_scratch.narrow(0, 0, block.num_rows);
     kernels::grouped_linear(pass.rows.narrow(0, block.first_row, block.num_rows),
-                            pass.gate_up_w.tensor.narrow(0, block.first_expert, block.num_experts), rows, gate_up);
+                            pass.gate_up_w.tensor.narrow(0, block.first_expert, block.num_experts), rows,
+                            gate_up);
     swiglu_forward(gate_up, h);
     kernels::grouped_linear(h, pass.down_w.tensor.narrow(0, block.first_expert, block.num_experts), rows,
                             y.narrow(0, block.first_row, block.num_rows));
@@ -124,12 +139,15 @@ struct BackwardScratch {
   at::Tensor h, dh, dgate_up;
 };
 
-void backward_block(const Pass& pass, const Block& block, const at::Tensor& dy_all, const BackwardScratch& scratch,
-                    const GradientTarget& dgate_up_w, const GradientTarget& ddown_w, const at::Tensor& dx_all) {
-  const auto rows = std::span<const std::int64_t>(pass.plan->expert_rows)
-                        .subspan(static_cast<std::size_t>(block.first_expert),
-                                 static_cast<std::size_t>(block.num_experts));
-  const auto in_block = [&](const at::Tensor& tensor) { return tensor.narrow(0, block.first_row, block.num_rows); };
+void backward_block(const Pass& pass, const Block& block, const at::Tensor& dy_all,
+                    const BackwardScratch& scratch, const GradientTarget& dgate_up_w,
+                    const GradientTarget& ddown_w, const at::Tensor& dx_all) {
+  const auto rows =
+      std::span<const std::int64_t>(pass.plan->expert_rows)
+          .subspan(static_cast<std::size_t>(block.first_expert), static_cast<std::size_t>(block.num_experts));
+  const auto in_block = [&](const at::Tensor& tensor) {
+    return tensor.narrow(0, block.first_row, block.num_rows);
+  };
   const auto of_experts = [&](const at::Tensor& tensor) {
     return tensor.narrow(0, block.first_expert, block.num_experts);
   };
@@ -140,11 +158,10 @@ void backward_block(const Pass& pass, const Block& block, const at::Tensor& dy_a
   const at::Tensor dy = in_block(dy_all);
 
   swiglu_forward(gate_up, h);
-  kernels::grouped_linear_weight_gradient(dy, h, rows, ddown_w.mode, of_experts(ddown_w.tensor));
+  ddown_w.add(dy, h, rows, block);
   kernels::grouped_linear_data_gradient(dy, of_experts(pass.down_w.tensor), rows, dh);
   swiglu_backward(dh, gate_up, dgate_up);
-  kernels::grouped_linear_weight_gradient(dgate_up, in_block(pass.rows), rows, dgate_up_w.mode,
-                                          of_experts(dgate_up_w.tensor));
+  dgate_up_w.add(dgate_up, in_block(pass.rows), rows, block);
   kernels::grouped_linear_data_gradient(dgate_up, of_experts(pass.gate_up_w.tensor), rows, in_block(dx_all));
 }
 
@@ -156,14 +173,16 @@ detail::TensorVector backward_rows(const Pass& pass, const at::Tensor& dy) {
   const GradientTarget ddown_w(pass.down_w);
   const BackwardScratch scratch(largest(blocks), pass.down_w.tensor.size(2), pass.rows.options());
   at::Tensor dx = at::empty(pass.rows.sizes(), pass.rows.options());
+  const at::Tensor dy_rows = dy.contiguous();
   for (const Block& block : blocks) {
-    backward_block(pass, block, dy.contiguous(), scratch, dgate_up_w, ddown_w, dx);
+    backward_block(pass, block, dy_rows, scratch, dgate_up_w, ddown_w, dx);
   }
   return {dx, dgate_up_w.finish(), ddown_w.finish()};
 }
 
-std::shared_ptr<parallel::Parameter> add_sharded(const std::string& name, const std::vector<std::int64_t>& shape,
-                                                 double std, parallel::ParameterMap& parameters,
+std::shared_ptr<parallel::Parameter> add_sharded(const std::string& name,
+                                                 const std::vector<std::int64_t>& shape, double std,
+                                                 parallel::ParameterMap& parameters,
                                                  const parallel::ProcessGrid& grid) {
   const std::int64_t local = shape[0] / grid.size(parallel::Axis::expert);
   parallel::ParameterOptions options;
@@ -185,7 +204,8 @@ GroupedExperts::GroupedExperts(const MoeOptions& options, std::int64_t hidden, c
   down_ = add_sharded(prefix + "down", {experts, hidden, options.ffn}, init.output_std, parameters, grid);
 }
 
-at::Tensor GroupedExperts::forward(const at::Tensor& rows, const std::shared_ptr<const DispatchPlan>& plan) const {
+at::Tensor GroupedExperts::forward(const at::Tensor& rows,
+                                   const std::shared_ptr<const DispatchPlan>& plan) const {
   auto pass = std::make_shared<Pass>();
   pass->plan = plan;
   pass->gate_up_w = nn::read_weight(gate_up_);

@@ -21,13 +21,14 @@ class GroupedExperts {
     double std = 0.02;
     double output_std = 0.02;
   };
-  /// Makes `prefix`gate_up [E, 2F, D] (gate first) and `prefix`down [E, D, F], sharded on E over ep. Throws ConfigError
-  /// when ep does not divide the experts.
+  /// Makes `prefix`gate_up [E, 2F, D] (gate first) and `prefix`down [E, D, F], sharded on E over ep. Throws
+  /// ConfigError when ep does not divide the experts.
   GroupedExperts(const MoeOptions& options, std::int64_t hidden, const Init& init, const std::string& prefix,
                  parallel::ParameterMap& parameters, const parallel::ProcessGrid& grid);
 
-  /// Row buffer of `plan` with the tokens in its first R rows -> row buffer with down(swiglu(gate_up(row))) there (its
-  /// tail is not filled). Differentiable, not collective. Experts without rows get zero weight gradients.
+  /// Row buffer of `plan` with the tokens in its first R rows -> row buffer with down(swiglu(gate_up(row)))
+  /// there (its tail is not filled). Differentiable, not collective. Experts without rows get zero weight
+  /// gradients.
   at::Tensor forward(const at::Tensor& rows, const std::shared_ptr<const DispatchPlan>& plan) const;
 
  private:

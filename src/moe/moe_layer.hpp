@@ -1,7 +1,8 @@
 // The sparse layer: route -> dispatch -> compute -> combine.
 //
-// Legend: B, S, s, D as in nn/token_batch.hpp; T routed tokens of this rank (its real positions of all B sequences,
-// in (sample, position) order), E experts, e local experts (block of E/ep by global id), K choices, R received rows.
+// Legend: B, S, s, D as in nn/token_batch.hpp; T routed tokens of this rank (its real positions of all B
+// sequences, in (sample, position) order), E experts, e local experts (block of E/ep by global id), K
+// choices, R received rows.
 #pragma once
 
 #include <cstdint>
@@ -23,9 +24,9 @@ struct MoeOutput {
 };
 
 /// Parameters: router.weight [E, D] (kept and used in the accumulation type), experts.gate_up [E, 2F, D] and
-/// experts.down [E, D, F] sharded on E over ep, shared.* (a FeedForward of width shared_experts * F, tp-sharded).
-/// Collective over ep (and over tp for capacity, sequence counts and shared experts), forward and backward, also for
-/// ranks and experts without tokens.
+/// experts.down [E, D, F] sharded on E over ep, shared.* (a FeedForward of width shared_experts * F,
+/// tp-sharded). Collective over ep (and over tp for capacity, sequence counts and shared experts), forward
+/// and backward, also for ranks and experts without tokens.
 class MoeLayer {
  public:
   struct Shape {

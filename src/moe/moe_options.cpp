@@ -10,13 +10,15 @@ namespace {
 
 void validate_sizes(const MoeOptions& options) {
   if (options.num_experts < 1) {
-    throw base::ConfigError("moe.experts = {} makes no sparse layer (it needs an expert) give 1 or more, or 0 for a "
-                            "dense model",
-                            options.num_experts);
+    throw base::ConfigError(
+        "moe.experts = {} makes no sparse layer (it needs an expert) give 1 or more, or 0 for a "
+        "dense model",
+        options.num_experts);
   }
   if (options.top_k < 1 || options.top_k > options.num_experts) {
-    throw base::ConfigError("moe.top_k = {} is out of range (a token chooses among moe.experts = {}) give 1 to {}",
-                            options.top_k, options.num_experts, options.num_experts);
+    throw base::ConfigError(
+        "moe.top_k = {} is out of range (a token chooses among moe.experts = {}) give 1 to {}", options.top_k,
+        options.num_experts, options.num_experts);
   }
   if (options.ffn < 1) {
     throw base::ConfigError("moe.ffn = {} is no width (an expert needs one) give 1 or more", options.ffn);
@@ -33,19 +35,22 @@ void validate_sizes(const MoeOptions& options) {
 
 void validate_groups(const MoeOptions& options) {
   if (options.groups < 1 || options.num_experts % options.groups != 0) {
-    throw base::ConfigError("moe.groups = {} does not divide moe.experts = {} (groups are equal) give a divisor of {}",
-                            options.groups, options.num_experts, options.num_experts);
+    throw base::ConfigError(
+        "moe.groups = {} does not divide moe.experts = {} (groups are equal) give a divisor of {}",
+        options.groups, options.num_experts, options.num_experts);
   }
   if (options.group_top_k < 0 || options.group_top_k > options.groups) {
-    throw base::ConfigError("moe.group_top_k = {} is out of range (a token chooses among moe.groups = {}) give 0 (all) "
-                            "to {}",
-                            options.group_top_k, options.groups, options.groups);
+    throw base::ConfigError(
+        "moe.group_top_k = {} is out of range (a token chooses among moe.groups = {}) give 0 (all) "
+        "to {}",
+        options.group_top_k, options.groups, options.groups);
   }
   const std::int64_t group_size = options.num_experts / options.groups;
   if (options.group_top_k > 0 && options.top_k > options.group_top_k * group_size) {
-    throw base::ConfigError("moe.top_k = {} exceeds the {} experts a token may choose from (moe.group_top_k = {} groups "
-                            "of {} experts) raise moe.group_top_k or lower moe.top_k",
-                            options.top_k, options.group_top_k * group_size, options.group_top_k, group_size);
+    throw base::ConfigError(
+        "moe.top_k = {} exceeds the {} experts a token may choose from (moe.group_top_k = {} groups "
+        "of {} experts) raise moe.group_top_k or lower moe.top_k",
+        options.top_k, options.group_top_k * group_size, options.group_top_k, group_size);
   }
 }
 
@@ -68,9 +73,10 @@ void validate(const MoeOptions& options, int ep) {
   validate_groups(options);
   validate_weights(options);
   if (ep < 1 || options.num_experts % ep != 0) {
-    throw base::ConfigError("moe.experts = {} is not a multiple of parallel.ep = {} (each of the ep ranks holds an equal "
-                            "block of experts) choose an ep that divides {}",
-                            options.num_experts, ep, options.num_experts);
+    throw base::ConfigError(
+        "moe.experts = {} is not a multiple of parallel.ep = {} (each of the ep ranks holds an equal "
+        "block of experts) choose an ep that divides {}",
+        options.num_experts, ep, options.num_experts);
   }
 }
 

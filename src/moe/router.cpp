@@ -25,7 +25,7 @@ struct Pass {
   bool sigmoid = false;
   double z_coefficient = 0.0;
 
-  at::Tensor x_TD;           ///< as given
+  at::Tensor x_TD;  ///< as given
   nn::Weight weight_ED;
   at::Tensor logits_TE;      ///< x W^T; after forward only kept when the z-loss of sigmoid scores needs it
   at::Tensor y_TE;           ///< log s up to a constant of the row; not kept after forward
@@ -33,16 +33,18 @@ struct Pass {
   at::Tensor normalised_TE;  ///< s'
   at::Tensor lse_T;          ///< logsumexp of the logits
   at::Tensor ids_TK;
-  at::Tensor gates_TK;       ///< before drops
+  at::Tensor gates_TK;  ///< before drops
   at::Tensor kept_TK;
-  at::Tensor coefficients;   ///< BalanceTerms::coefficients in A
+  at::Tensor coefficients;  ///< BalanceTerms::coefficients in A
 
   at::Tensor score_sums_BE;  ///< f64; not kept after forward
   double entropy_sum = 0.0;
   double z_sum = 0.0;
 };
 
-at::ScalarType acc_type(const at::Tensor& tensor) { return parallel::accumulation_type(tensor.scalar_type()); }
+at::ScalarType acc_type(const at::Tensor& tensor) {
+  return parallel::accumulation_type(tensor.scalar_type());
+}
 
 /// Calls function(A()) for A = float or double by the tensor's type.
 template <typename Function>
@@ -66,9 +68,13 @@ void compute_scores(Pass& pass) {
 
 /// Choice j of token t = sample * S + position is expert (t K + j) mod E.
 at::Tensor uniform_ids(const Pass& pass, const MoeOptions& options, const nn::TokenBatch& batch) {
-  const at::Tensor position = at::arange(pass.slice.first, pass.slice.first + pass.slice.real_count, at::kLong);
-  const at::Tensor token = (batch.sample_ids_B.unsqueeze(1) * batch.real_seq + position.unsqueeze(0)).reshape({-1, 1});
-  return (token * options.top_k + at::arange(options.top_k, at::kLong)).remainder(options.num_experts).contiguous();
+  const at::Tensor position =
+      at::arange(pass.slice.first, pass.slice.first + pass.slice.real_count, at::kLong);
+  const at::Tensor token =
+      (batch.sample_ids_B.unsqueeze(1) * batch.real_seq + position.unsqueeze(0)).reshape({-1, 1});
+  return (token * options.top_k + at::arange(options.top_k, at::kLong))
+      .remainder(options.num_experts)
+      .contiguous();
 }
 
 at::Tensor choose(const Pass& pass, const MoeOptions& options, const MoeContext& context) {
@@ -89,8 +95,9 @@ at::Tensor choose(const Pass& pass, const MoeOptions& options, const MoeContext&
       context.bias_E.defined() ? context.bias_E.to(pass.scores_TE.scalar_type()).contiguous() : at::Tensor();
   const detail::ChoiceShape shape{options.num_experts, options.top_k, options.groups, options.group_top_k};
   for_type_of(pass.scores_TE, [&]<typename A>(A) {
-    detail::choose_experts(pass.scores_TE.const_data_ptr<A>(), bias.defined() ? bias.const_data_ptr<A>() : nullptr,
-                           pass.tokens, shape, ids.mutable_data_ptr<std::int64_t>());
+    detail::choose_experts(pass.scores_TE.const_data_ptr<A>(),
+                           bias.defined() ? bias.const_data_ptr<A>() : nullptr, pass.tokens, shape,
+                           ids.mutable_data_ptr<std::int64_t>());
   });
   return ids;
 }
@@ -116,8 +123,9 @@ void compute_gates(Pass& pass, const MoeOptions& options) {
   }
   pass.gates_TK = at::empty({pass.tokens, options.top_k}, pass.y_TE.options());
   for_type_of(pass.y_TE, [&]<typename A>(A) {
-    detail::normalised_gates(pass.y_TE.const_data_ptr<A>(), pass.ids_TK.const_data_ptr<std::int64_t>(), pass.tokens,
-                             options.num_experts, options.top_k, pass.gates_TK.mutable_data_ptr<A>());
+    detail::normalised_gates(pass.y_TE.const_data_ptr<A>(), pass.ids_TK.const_data_ptr<std::int64_t>(),
+                             pass.tokens, options.num_experts, options.top_k,
+                             pass.gates_TK.mutable_data_ptr<A>());
   });
 }
 
@@ -126,9 +134,9 @@ void compute_sums(Pass& pass, const MoeOptions& options) {
   pass.lse_T = at::empty({pass.tokens}, pass.y_TE.options());
   for_type_of(pass.y_TE, [&]<typename A>(A) {
     const detail::RouterSums sums =
-        detail::router_sums(pass.y_TE.const_data_ptr<A>(), pass.normalised_TE.const_data_ptr<A>(), pass.tokens,
-                            pass.slice.real_count, options.num_experts, pass.score_sums_BE.mutable_data_ptr<double>(),
-                            pass.lse_T.mutable_data_ptr<A>());
+        detail::router_sums(pass.y_TE.const_data_ptr<A>(), pass.normalised_TE.const_data_ptr<A>(),
+                            pass.tokens, pass.slice.real_count, options.num_experts,
+                            pass.score_sums_BE.mutable_data_ptr<double>(), pass.lse_T.mutable_data_ptr<A>());
     pass.entropy_sum = sums.entropy;
     pass.z_sum = sums.z;
   });
@@ -144,7 +152,8 @@ at::Tensor decide_drops(const Pass& pass, const MoeOptions& options, const nn::T
   const std::int64_t K = options.top_k;
   const auto in_whole_sequences = [&](const at::Tensor& values_TK, double padding) {
     at::Tensor padded = at::full({pass.sequences, pass.slice.count, K}, padding, values_TK.options());
-    padded.narrow(1, 0, pass.slice.real_count).copy_(values_TK.view({pass.sequences, pass.slice.real_count, K}));
+    padded.narrow(1, 0, pass.slice.real_count)
+        .copy_(values_TK.view({pass.sequences, pass.slice.real_count, K}));
     return parallel::all_gather(padded, tp, parallel::Traffic::other)
         .view({tp.size(), pass.sequences, pass.slice.count, K})
         .transpose(0, 1)
@@ -152,15 +161,16 @@ at::Tensor decide_drops(const Pass& pass, const MoeOptions& options, const nn::T
   };
   const at::Tensor ids_BSK = in_whole_sequences(pass.ids_TK, -1.0);
   const at::Tensor scores_BSK = in_whole_sequences(pass.scores_TE.gather(1, pass.ids_TK), 0.0);
-  return keep_within_capacity(ids_BSK, scores_BSK, options.num_experts, sequence_capacity(options, batch.real_seq),
-                              options.drop)
+  return keep_within_capacity(ids_BSK, scores_BSK, options.num_experts,
+                              sequence_capacity(options, batch.real_seq), options.drop)
       .narrow(1, pass.slice.first, pass.slice.real_count)
       .reshape({pass.tokens, K});
 }
 
 /// Adds this micro-batch to the statistics of the step.
-void report(const Pass& pass, const at::Tensor& counts_BE, const BalanceTerms& terms, const MoeOptions& options,
-            const nn::TokenBatch& batch, bool first_tp_rank, LayerStatistics& statistics) {
+void report(const Pass& pass, const at::Tensor& counts_BE, const BalanceTerms& terms,
+            const MoeOptions& options, const nn::TokenBatch& batch, bool first_tp_rank,
+            LayerStatistics& statistics) {
   statistics.counts_E.add_(counts_BE.sum(0));
   statistics.score_sum_E.add_(pass.score_sums_BE.sum(0));
   statistics.z_sum += pass.z_sum;
@@ -170,7 +180,8 @@ void report(const Pass& pass, const at::Tensor& counts_BE, const BalanceTerms& t
   }
   if (terms.sequence_counts_BE.defined()) {
     const auto seq = static_cast<double>(batch.real_seq);
-    const double scale = static_cast<double>(options.num_experts) / (static_cast<double>(options.top_k) * seq * seq);
+    const double scale =
+        static_cast<double>(options.num_experts) / (static_cast<double>(options.top_k) * seq * seq);
     statistics.sequence_sum += scale * (terms.sequence_counts_BE * pass.score_sums_BE).sum().item<double>();
     statistics.num_sequences += first_tp_rank ? pass.sequences : 0;
   }
@@ -198,9 +209,9 @@ at::Tensor logits_gradient(const Pass& pass, const at::Tensor& dgates_TK, const 
                                 pass.ids_TK.size(1), dy.mutable_data_ptr<A>());
     }
     if (seed != 0.0 && pass.coefficients.defined()) {
-      detail::add_balance_gradient(normalised, pass.coefficients.const_data_ptr<A>(), pass.coefficients.size(0),
-                                   pass.tokens, pass.slice.real_count, experts, static_cast<A>(seed),
-                                   dy.mutable_data_ptr<A>());
+      detail::add_balance_gradient(normalised, pass.coefficients.const_data_ptr<A>(),
+                                   pass.coefficients.size(0), pass.tokens, pass.slice.real_count, experts,
+                                   static_cast<A>(seed), dy.mutable_data_ptr<A>());
     }
   });
   if (pass.sigmoid) {
@@ -219,6 +230,9 @@ detail::TensorVector backward(const Pass& pass, const at::Tensor& dgates_TK, con
   const at::Tensor dlogits = logits_gradient(pass, dgates_TK, daux);
   const at::ScalarType type = dlogits.scalar_type();
   const at::Tensor dx = at::mm(dlogits, pass.weight_ED.tensor.to(type)).to(pass.x_TD.scalar_type());
+  if (pass.weight_ED.sink == nullptr && !pass.weight_ED.tensor.requires_grad()) {
+    return {dx, at::Tensor()};  // frozen
+  }
   const at::Tensor x = pass.x_TD.to(type);
   if (pass.weight_ED.sink != nullptr) {
     pass.weight_ED.sink->add_matmul(dlogits.t(), x);
@@ -241,8 +255,9 @@ void keep_for_backward(Pass& pass) {
 
 }  // namespace
 
-TopKRouter::TopKRouter(const MoeOptions& options, std::int64_t hidden, double init_std, const std::string& prefix,
-                       parallel::ParameterMap& parameters, const parallel::ProcessGrid& grid)
+TopKRouter::TopKRouter(const MoeOptions& options, std::int64_t hidden, double init_std,
+                       const std::string& prefix, parallel::ParameterMap& parameters,
+                       const parallel::ProcessGrid& grid)
     : options_(options), grid_(&grid), balance_(options, grid) {
   parallel::ParameterOptions parameter;
   parameter.name = prefix + "weight";
@@ -258,8 +273,9 @@ Routing TopKRouter::forward(const at::Tensor& x_TD, const MoeContext& context) c
   pass->tokens = x_TD.size(0);
   pass->sequences = batch.tokens_BS.size(0);
   pass->slice = nn::SequenceSlice::of(batch.tokens_BS.size(1), batch.real_seq, tp.rank(), tp.size());
-  ATHANOR_CHECK(pass->tokens == pass->sequences * pass->slice.real_count, "{} rows for {} sequences of {} positions",
-                pass->tokens, pass->sequences, pass->slice.real_count);
+  ATHANOR_CHECK(pass->tokens == pass->sequences * pass->slice.real_count,
+                "{} rows for {} sequences of {} positions", pass->tokens, pass->sequences,
+                pass->slice.real_count);
   pass->sigmoid = options_.score == RouterScore::sigmoid;
   pass->gate_kind = options_.normalize_top_k ? detail::GateKind::normalised
                     : pass->sigmoid          ? detail::GateKind::sigmoid
@@ -295,11 +311,10 @@ Routing TopKRouter::forward(const at::Tensor& x_TD, const MoeContext& context) c
   }
   routing.topk_ids_TK = pass->ids_TK;
   routing.kept_TK = pass->kept_TK;
-  outputs = detail::attach_backward({x_TD, pass->weight_ED.tensor}, outputs,
-                                    [pass](const detail::TensorVector& gradients) {
-                                      return backward(*pass, gradients[0],
-                                                      gradients.size() > 1 ? gradients[1] : at::Tensor());
-                                    });
+  outputs = detail::attach_backward(
+      {x_TD, pass->weight_ED.tensor}, outputs, [pass](const detail::TensorVector& gradients) {
+        return backward(*pass, gradients[0], gradients.size() > 1 ? gradients[1] : at::Tensor());
+      });
   routing.gates_TK = outputs[0];
   routing.aux = outputs.size() > 1 ? outputs[1] : at::Tensor();
   return routing;

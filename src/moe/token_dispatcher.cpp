@@ -49,11 +49,12 @@ Indices first_rows(const std::int64_t* received_counts, std::int64_t sources, st
 }
 
 /// Rows of the received parts, which come in the order (source rank, expert, position).
-void place_received(DispatchPlan& plan, const std::int64_t* received_counts, const Indices& first, std::int64_t own,
-                    std::int64_t sources, std::int64_t local_experts) {
+void place_received(DispatchPlan& plan, const std::int64_t* received_counts, const Indices& first,
+                    std::int64_t own, std::int64_t sources, std::int64_t local_experts) {
   for (std::int64_t source = 0; source < sources; ++source) {
     std::int64_t rows = 0;
-    for (std::int64_t part = source * local_experts; source != own && part < (source + 1) * local_experts; ++part) {
+    for (std::int64_t part = source * local_experts; source != own && part < (source + 1) * local_experts;
+         ++part) {
       for (std::int64_t i = 0; i < received_counts[part]; ++i) {
         plan.received_row.push_back(first[static_cast<std::size_t>(part)] + i);
       }
@@ -64,8 +65,8 @@ void place_received(DispatchPlan& plan, const std::int64_t* received_counts, con
 }
 
 /// Gives every kept choice its row: a counting sort by expert, stable in the position of the token.
-void place_choices(DispatchPlan& plan, const Choices& choices, const std::int64_t* counts_E, const Indices& first,
-                   std::int64_t own, std::int64_t local_experts) {
+void place_choices(DispatchPlan& plan, const Choices& choices, const std::int64_t* counts_E,
+                   const Indices& first, std::int64_t own, std::int64_t local_experts) {
   const std::int64_t sources = static_cast<std::int64_t>(plan.receive_rows.size());
   const std::int64_t num_experts = sources * local_experts;
   Indices next(static_cast<std::size_t>(num_experts));
@@ -76,8 +77,8 @@ void place_choices(DispatchPlan& plan, const Choices& choices, const std::int64_
     sent += is_own ? 0 : counts_E[expert];
   }
   const std::int64_t expert_rows = plan.num_expert_rows();
-  const auto own_rows = std::accumulate(counts_E + own * local_experts, counts_E + (own + 1) * local_experts,
-                                        std::int64_t{0});
+  const auto own_rows =
+      std::accumulate(counts_E + own * local_experts, counts_E + (own + 1) * local_experts, std::int64_t{0});
   plan.sent_token.resize(static_cast<std::size_t>(sent));
   plan.own_token.reserve(static_cast<std::size_t>(own_rows));
   plan.own_row.reserve(static_cast<std::size_t>(own_rows));
@@ -151,15 +152,17 @@ std::shared_ptr<const DispatchPlan> TokenDispatcher::plan(const Routing& routing
   const Indices first_by_part = first_rows(received_counts, sources, local_experts, plan->expert_rows);
   place_received(*plan, received_counts, first_by_part, own, sources, local_experts);
   for (std::int64_t rank = 0; rank < sources; ++rank) {
-    plan->send_rows.push_back(rank == own ? 0
-                                          : std::accumulate(counts_E + rank * local_experts,
-                                                            counts_E + (rank + 1) * local_experts, std::int64_t{0}));
+    plan->send_rows.push_back(rank == own
+                                  ? 0
+                                  : std::accumulate(counts_E + rank * local_experts,
+                                                    counts_E + (rank + 1) * local_experts, std::int64_t{0}));
   }
   place_choices(*plan, choices, counts_E, first_by_part, own, local_experts);
   return plan;
 }
 
-at::Tensor TokenDispatcher::dispatch(const at::Tensor& x_TD, const std::shared_ptr<const DispatchPlan>& plan) const {
+at::Tensor TokenDispatcher::dispatch(const at::Tensor& x_TD,
+                                     const std::shared_ptr<const DispatchPlan>& plan) const {
   const parallel::Communicator* ep = ep_;
   at::Tensor rows;
   {

@@ -1,12 +1,13 @@
 // Brings each token's row to the ranks of its experts and the results back.
 //
-// Legend: T routed tokens of this rank, K choices, D width, e local experts, R rows of the local experts, n_sent rows
-// this rank sends to others, n_received rows it receives from others.
+// Legend: T routed tokens of this rank, K choices, D width, e local experts, R rows of the local experts,
+// n_sent rows this rank sends to others, n_received rows it receives from others.
 //
-// A row buffer is [R + n_sent, D]: rows [0, R) are the local experts' rows, ordered by (expert, source rank, token
-// position of the source), and rows [R, R + n_sent) are this rank's choices that other ranks compute, in the order in
-// which they were sent: (expert, token position). So every choice of this rank's tokens that was not dropped has one
-// row in it, the rank's own choices cross no exchange, and combine reads all of them from one buffer.
+// A row buffer is [R + n_sent, D]: rows [0, R) are the local experts' rows, ordered by (expert, source rank,
+// token position of the source), and rows [R, R + n_sent) are this rank's choices that other ranks compute,
+// in the order in which they were sent: (expert, token position). So every choice of this rank's tokens that
+// was not dropped has one row in it, the rank's own choices cross no exchange, and combine reads all of them
+// from one buffer.
 #pragma once
 
 #include <cstdint>
@@ -20,18 +21,19 @@
 
 namespace athanor::moe {
 
-/// Where the rows of one micro-batch go. Made once a forward pass, used by dispatch, experts and combine, both ways.
+/// Where the rows of one micro-batch go. Made once a forward pass, used by dispatch, experts and combine,
+/// both ways.
 struct DispatchPlan {
   std::int64_t tokens = 0;
   std::int64_t choices = 0;
-  std::vector<std::int64_t> expert_rows;  ///< [e] rows of each local expert; they sum to R
-  std::vector<std::int64_t> send_rows;    ///< [ep] rows to each rank, 0 to itself
-  std::vector<std::int64_t> receive_rows; ///< [ep] rows from each rank, 0 from itself
-  std::vector<std::int64_t> own_token;    ///< tokens of the choices this rank computes itself ...
-  std::vector<std::int64_t> own_row;      ///< ... and their rows
-  std::vector<std::int64_t> sent_token;   ///< [n_sent] token of each sent row
-  std::vector<std::int64_t> received_row; ///< [n_received] row of the buffer of each received row
-  std::vector<std::int64_t> slot;         ///< [T * K] row of the buffer of each choice; -1: dropped
+  std::vector<std::int64_t> expert_rows;   ///< [e] rows of each local expert; they sum to R
+  std::vector<std::int64_t> send_rows;     ///< [ep] rows to each rank, 0 to itself
+  std::vector<std::int64_t> receive_rows;  ///< [ep] rows from each rank, 0 from itself
+  std::vector<std::int64_t> own_token;     ///< tokens of the choices this rank computes itself ...
+  std::vector<std::int64_t> own_row;       ///< ... and their rows
+  std::vector<std::int64_t> sent_token;    ///< [n_sent] token of each sent row
+  std::vector<std::int64_t> received_row;  ///< [n_received] row of the buffer of each received row
+  std::vector<std::int64_t> slot;          ///< [T * K] row of the buffer of each choice; -1: dropped
 
   std::int64_t num_expert_rows() const;
   std::int64_t num_sent() const { return static_cast<std::int64_t>(sent_token.size()); }
@@ -39,7 +41,8 @@ struct DispatchPlan {
   std::int64_t buffer_rows() const { return num_expert_rows() + num_sent(); }
 };
 
-/// All-to-all dispatch over the expert-parallel group. Every rank takes part in every exchange, with or without rows.
+/// All-to-all dispatch over the expert-parallel group. Every rank takes part in every exchange, with or
+/// without rows.
 class TokenDispatcher {
  public:
   /// `ep` must outlive this and the backward passes. `num_experts` is a multiple of its size.
@@ -51,9 +54,9 @@ class TokenDispatcher {
   /// x [T, D] -> row buffer whose first R rows are filled. Differentiable; collective over ep both ways.
   at::Tensor dispatch(const at::Tensor& x_TD, const std::shared_ptr<const DispatchPlan>& plan) const;
 
-  /// Row buffer with the experts' results in its first R rows, and gates [T, K] in the accumulation type -> y [T, D]:
-  /// the gated sum over the choices in the order of k, in the accumulation type. Takes the buffer over: its tail is
-  /// filled with the other ranks' results. Differentiable; collective over ep both ways.
+  /// Row buffer with the experts' results in its first R rows, and gates [T, K] in the accumulation type -> y
+  /// [T, D]: the gated sum over the choices in the order of k, in the accumulation type. Takes the buffer
+  /// over: its tail is filled with the other ranks' results. Differentiable; collective over ep both ways.
   at::Tensor combine(const at::Tensor& rows, const at::Tensor& gates_TK,
                      const std::shared_ptr<const DispatchPlan>& plan) const;
 

@@ -15,7 +15,8 @@ namespace {
 
 constexpr std::size_t num_pairs = normal_block_size / 2;
 
-// Box-Muller over arrays, in loops that compilers turn into vector code: the library's log, sin and cos are calls.
+// Box-Muller over arrays, in loops that compilers turn into vector code: the library's log, sin and cos are
+// calls.
 struct PairArrays {
   std::array<double, num_pairs> u;         // (0, 1]
   std::array<double, num_pairs> turn;      // [-1/8, 1/8]: the angle within its quadrant, in turns
@@ -72,9 +73,11 @@ inline double logarithm(double x) {
   constexpr std::uint64_t sqrt_half = std::bit_cast<std::uint64_t>(0.70710678118654752440);
   constexpr std::uint64_t bias = std::uint64_t{1023} << 52;
   const auto bits = std::bit_cast<std::uint64_t>(x);
-  // x = m * 2^k with m in [sqrt(1/2), sqrt(2)); the exponent becomes a double through the bits of 2^52 + (k + 1023).
+  // x = m * 2^k with m in [sqrt(1/2), sqrt(2)); the exponent becomes a double through the bits of 2^52 + (k +
+  // 1023).
   const std::uint64_t biased = (bits - sqrt_half + bias) >> 52;
-  const double k = std::bit_cast<double>(biased | std::bit_cast<std::uint64_t>(0x1.0p52)) - (0x1.0p52 + 1023.0);
+  const double k =
+      std::bit_cast<double>(biased | std::bit_cast<std::uint64_t>(0x1.0p52)) - (0x1.0p52 + 1023.0);
   const auto m = std::bit_cast<double>(bits - (biased << 52) + bias);
   const double s = (m - 1.0) / (m + 1.0);
   return 2.0 * s * polynomial(log_series, s * s) + k * 0.69314718055994530942;
@@ -124,7 +127,8 @@ void fill_typed(at::Tensor& slice, const ShardSpec& shard, double std, const bas
 
 }  // namespace
 
-void normal_block(std::span<double, normal_block_size> out, std::uint64_t block, const base::PhiloxStream& stream) {
+void normal_block(std::span<double, normal_block_size> out, std::uint64_t block,
+                  const base::PhiloxStream& stream) {
   PairArrays pairs;
   draw(pairs, block * num_pairs, stream);
   std::array<double, num_pairs> radius;
@@ -145,8 +149,8 @@ void normal_block(std::span<double, normal_block_size> out, std::uint64_t block,
 }
 
 void fill_normal(at::Tensor& slice, const ShardSpec& shard, double std, const base::PhiloxStream& stream) {
-  ATHANOR_CHECK(slice.is_contiguous() && slice.numel() == shard.local_numel(), "{} elements for a slice of {}",
-                slice.numel(), shard.local_numel());
+  ATHANOR_CHECK(slice.is_contiguous() && slice.numel() == shard.local_numel(),
+                "{} elements for a slice of {}", slice.numel(), shard.local_numel());
   switch (slice.scalar_type()) {
     case at::kFloat:
       return fill_typed<float>(slice, shard, std, stream);

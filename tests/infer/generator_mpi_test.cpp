@@ -97,7 +97,7 @@ TEST_P(GeneratorOnLayouts, CacheEqualsFullForward) {
   config.moe.num_experts = GetParam() ? 8 : 0;
   const auto requests = make_requests({3, 7, 3, 4, 7, 1});
   for (const double temperature : {0.0, 1.0}) {
-    GenerationOptions options = greedy(9);
+    GenerationOptions options = greedy(6);
     options.sampler.temperature = temperature;
     options.sampler.top_k = 10;
     options.sampler.top_p = 0.9;

@@ -47,7 +47,7 @@ std::vector<double> widen(const std::vector<T>& values) {
   return out;
 }
 
-/// EXPECTs |actual - expected| <= allowed * (|expected| + largest |expected|/16) for each element.
+/// EXPECTs |actual - expected| <= allowed * (|expected| + largest |expected|/2) for each element.
 template <typename T>
 void expect_near(const std::vector<T>& actual, const std::vector<double>& expected, double allowed,
                  const char* what) {
@@ -58,7 +58,7 @@ void expect_near(const std::vector<T>& actual, const std::vector<double>& expect
   }
   for (std::size_t i = 0; i < actual.size(); ++i) {
     ASSERT_LE(std::abs(static_cast<double>(actual[i]) - expected[i]),
-              allowed * (std::abs(expected[i]) + largest / 16.0))
+              allowed * (std::abs(expected[i]) + largest / 2.0))
         << what << " element " << i << ": " << static_cast<double>(actual[i]) << " against " << expected[i];
   }
 }

@@ -6,6 +6,7 @@ import subprocess
 import tempfile
 import unittest
 
+import check_docs
 import check_layers
 import check_style
 
@@ -134,6 +135,28 @@ class Style(unittest.TestCase):
             subprocess.run(["git", "-C", str(root), "init", "-q"], check=True)
             names = {file.name for file in check_style.listed_files(root)}
         self.assertEqual(names, {"new.md", ".gitignore"})
+
+
+class Docs(unittest.TestCase):
+    GOOD = {
+        "README.md": "[page](docs/testing.md) and scripts/a.sh, see [x](https://example.org/y)\n",
+        "scripts/a.sh": "",
+        "docs/testing.md": "`Layout.Holds`\n",
+        "tests/a_test.cpp": "TEST_P(Layout, Holds) {}\n",
+    }
+
+    def errors(self, **changes: str) -> list[str]:
+        with Tree({**self.GOOD, **{name.replace("__", "/") + ".md": text for name, text in changes.items()}}) as root:
+            return check_docs.check(root)
+
+    def test_accepts_what_exists(self):
+        self.assertEqual(self.errors(), [])
+
+    def test_refuses_dead_links_scripts_and_tests(self):
+        self.assertEqual(len(self.errors(README="[page](docs/nothing.md)\n")), 1)
+        self.assertEqual(len(self.errors(README="run scripts/nothing.sh\n")), 1)
+        self.assertEqual(len(self.errors(docs__testing="`Layout.Holds` and `Layout.Breaks`\n")), 1)
+        self.assertEqual(len(self.errors(docs__testing="nothing\n")), 1)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-// Reported values, the capacity rule, the bias rule and the options' checks, on numbers small enough to check by hand.
+// Reported values, the capacity rule, the bias rule and the options' checks, on numbers small enough to check
+// by hand.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -28,7 +29,8 @@ MoeOptions four_experts() {
   return options;
 }
 
-moe::LayerStatistics statistics_of(const std::vector<std::int64_t>& counts, const std::vector<double>& scores) {
+moe::LayerStatistics statistics_of(const std::vector<std::int64_t>& counts,
+                                   const std::vector<double>& scores) {
   moe::LayerStatistics statistics = moe::make_statistics(static_cast<std::int64_t>(counts.size()));
   statistics.counts_E = at::tensor(counts, at::kLong);
   statistics.score_sum_E = at::tensor(scores, at::kDouble);
@@ -37,7 +39,8 @@ moe::LayerStatistics statistics_of(const std::vector<std::int64_t>& counts, cons
 
 TEST(BalanceValues, OfABalancedLayer) {
   const MoeOptions options = four_experts();
-  const moe::BalanceValues values = moe::balance_values(statistics_of({4, 4, 4, 4}, {2, 2, 2, 2}), 8, options);
+  const moe::BalanceValues values =
+      moe::balance_values(statistics_of({4, 4, 4, 4}, {2, 2, 2, 2}), 8, options);
   EXPECT_DOUBLE_EQ(values.squared, 0.0);
   EXPECT_DOUBLE_EQ(values.switch_loss, 1.0);
   EXPECT_DOUBLE_EQ(values.use_std, 0.0);
@@ -70,7 +73,8 @@ TEST(BalanceValues, OfAnUnevenLayer) {
 }
 
 TEST(BalanceValues, OfNothing) {
-  const moe::BalanceValues values = moe::balance_values(statistics_of({0, 0, 0, 0}, {0, 0, 0, 0}), 0, four_experts());
+  const moe::BalanceValues values =
+      moe::balance_values(statistics_of({0, 0, 0, 0}, {0, 0, 0, 0}), 0, four_experts());
   EXPECT_EQ(values.use_max, 0.0);
   EXPECT_EQ(values.switch_loss, 0.0);
 }
@@ -168,14 +172,19 @@ TEST(MoeOptions, AreRefusedByName) {
   EXPECT_NE(refusal(1, [](MoeOptions& o) { o.num_experts = 0; }).find("moe.experts = 0"), std::string::npos);
   EXPECT_NE(refusal(1, [](MoeOptions& o) { o.ffn = 0; }).find("moe.ffn = 0"), std::string::npos);
   EXPECT_NE(refusal(1, [](MoeOptions& o) { o.groups = 3; }).find("moe.groups = 3"), std::string::npos);
-  EXPECT_NE(refusal(1, [](MoeOptions& o) { o.group_top_k = 2; }).find("moe.group_top_k = 2"), std::string::npos);
-  EXPECT_NE(refusal(1, [](MoeOptions& o) {
-              o.groups = 64;
-              o.group_top_k = 1;
-            }).find("moe.top_k = 4 exceeds the 2 experts"),
+  EXPECT_NE(refusal(1, [](MoeOptions& o) { o.group_top_k = 2; }).find("moe.group_top_k = 2"),
             std::string::npos);
-  EXPECT_NE(refusal(1, [](MoeOptions& o) { o.capacity_factor = -1; }).find("moe.capacity_factor"), std::string::npos);
-  EXPECT_NE(refusal(1, [](MoeOptions& o) { o.z_weight = std::nan(""); }).find("moe.z_weight"), std::string::npos);
+  EXPECT_NE(refusal(1,
+                    [](MoeOptions& o) {
+                      o.groups = 64;
+                      o.group_top_k = 1;
+                    })
+                .find("moe.top_k = 4 exceeds the 2 experts"),
+            std::string::npos);
+  EXPECT_NE(refusal(1, [](MoeOptions& o) { o.capacity_factor = -1; }).find("moe.capacity_factor"),
+            std::string::npos);
+  EXPECT_NE(refusal(1, [](MoeOptions& o) { o.z_weight = std::nan(""); }).find("moe.z_weight"),
+            std::string::npos);
 }
 
 }  // namespace

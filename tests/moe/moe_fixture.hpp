@@ -22,11 +22,12 @@ struct LayerUnderTest {
   LayerUnderTest(const moe::MoeOptions& layer_options, std::int64_t hidden, const parallel::ProcessGrid& grid,
                  at::ScalarType dtype = at::kDouble, std::uint64_t seed = 7)
       : options(layer_options), parameters({seed, dtype, true}) {
-    layer = std::make_unique<moe::MoeLayer>(options, moe::MoeLayer::Shape{hidden, fixture_init_std, fixture_init_std},
-                                            "moe.", parameters, grid);
+    layer = std::make_unique<moe::MoeLayer>(
+        options, moe::MoeLayer::Shape{hidden, fixture_init_std, fixture_init_std}, "moe.", parameters, grid);
     for (const auto& parameter : parameters.all()) {
       const at::ScalarType type = parallel::accumulation_type(parameter->value.scalar_type());
-      parameter->grad.attach(at::full(parameter->value.sizes(), std::nan(""), parameter->value.options().dtype(type)));
+      parameter->grad.attach(
+          at::full(parameter->value.sizes(), std::nan(""), parameter->value.options().dtype(type)));
     }
   }
   /// The gradient so far; zero when nothing was added.
@@ -60,7 +61,8 @@ struct LayerUnderTest {
 };
 
 /// Sequences [first, first + count) of a run, padded to `padded_seq` positions.
-inline nn::TokenBatch make_batch(std::int64_t first, std::int64_t count, std::int64_t seq, std::int64_t padded_seq) {
+inline nn::TokenBatch make_batch(std::int64_t first, std::int64_t count, std::int64_t seq,
+                                 std::int64_t padded_seq) {
   nn::TokenBatch batch;
   batch.tokens_BS = at::zeros({count, padded_seq}, at::kLong);
   batch.positions_BS = at::arange(padded_seq, at::kLong).expand({count, padded_seq}).contiguous();

@@ -45,7 +45,7 @@ struct GlobalRun {
 };
 
 struct Outcome {
-  at::Tensor y_BSD;   ///< this rank's real positions of its sequences
+  at::Tensor y_BSD;  ///< this rank's real positions of its sequences
   at::Tensor dx_BSD;
   double aux = 0;
   moe::LayerStatistics statistics;
@@ -59,7 +59,9 @@ Outcome run_part(const GlobalRun& run, const LayerUnderTest& test, const paralle
   const std::int64_t padded = nn::padded_sequence(seq, tp);
   const nn::SequenceSlice slice = nn::SequenceSlice::of(padded, seq, grid.rank(Axis::tensor), tp);
   const auto part = [&](const at::Tensor& all) {
-    return at::constant_pad_nd(all, {0, 0, 0, padded - seq}).narrow(0, first, count).narrow(1, slice.first, slice.count);
+    return at::constant_pad_nd(all, {0, 0, 0, padded - seq})
+        .narrow(0, first, count)
+        .narrow(1, slice.first, slice.count);
   };
   const nn::TokenBatch batch = make_batch(first, count, seq, padded);
   moe::MoeContext context = make_context(batch, sequences, seq);
@@ -97,8 +99,10 @@ at::Tensor slice_of(const at::Tensor& whole, const parallel::ShardSpec& shard) {
   return part;
 }
 
-void compare_gradients(const LayerUnderTest& one, const LayerUnderTest& test, const parallel::ProcessGrid& grid) {
-  for (const parallel::ReductionGroup& group : parallel::build_reduction_groups(test.parameters, grid.role())) {
+void compare_gradients(const LayerUnderTest& one, const LayerUnderTest& test,
+                       const parallel::ProcessGrid& grid) {
+  for (const parallel::ReductionGroup& group :
+       parallel::build_reduction_groups(test.parameters, grid.role())) {
     for (const auto& parameter : group.parameters) {
       at::Tensor sum = test.grad(parameter->name).clone();
       parallel::all_reduce_(sum, ReduceOp::sum, group.comm, Traffic::other);
@@ -136,7 +140,8 @@ void expect_layout_invariant(const GlobalRun& run) {
       if (ranks % ep != 0 || run.options.num_experts % ep != 0) {
         continue;
       }
-      SCOPED_TRACE("ranks " + std::to_string(ranks) + ", tp " + std::to_string(tp) + ", ep " + std::to_string(ep));
+      SCOPED_TRACE("ranks " + std::to_string(ranks) + ", tp " + std::to_string(tp) + ", ep " +
+                   std::to_string(ep));
       const parallel::ProcessGrid grid(parallel::ParallelDims::from_role_size(ranks, tp, ep), world());
       const LayerUnderTest test(run.options, hidden, grid);
       const Outcome outcome = run_part(run, test, grid);
@@ -207,7 +212,8 @@ TEST(MoeLayerLayouts, NineExpertsTopOne) {
 
 TEST(MoeLayerLayouts, RepeatBitForBit) {
   GlobalRun run;
-  const parallel::ProcessGrid grid(parallel::ParallelDims::from_role_size(world().size(), 1, world().size()), world());
+  const parallel::ProcessGrid grid(parallel::ParallelDims::from_role_size(world().size(), 1, world().size()),
+                                   world());
   const LayerUnderTest first(run.options, hidden, grid);
   const LayerUnderTest second(run.options, hidden, grid);
   const Outcome a = run_part(run, first, grid);
@@ -229,7 +235,8 @@ TEST(MoeLayerLayouts, BytesOnTheWireAreThoseOfTheRemoteChoices) {
   run_part(run, test, grid);
   // f64 rows of the choices whose expert another rank holds; counts are 12 / ranks int64 to each other rank.
   const std::int64_t tokens = sequences * seq / ranks;
-  const at::Tensor owner = run.forced_TK.narrow(0, grid.rank(Axis::data) * tokens, tokens).div(12 / ranks, "floor");
+  const at::Tensor owner =
+      run.forced_TK.narrow(0, grid.rank(Axis::data) * tokens, tokens).div(12 / ranks, "floor");
   const std::int64_t rows = (owner != grid.rank(Axis::expert)).sum().item<std::int64_t>() * hidden * 8;
   EXPECT_EQ(world().traffic().bytes(Traffic::combine), 2 * rows);
   EXPECT_EQ(world().traffic().bytes(Traffic::dispatch), 2 * rows + (ranks - 1) * (12 / ranks) * 8);

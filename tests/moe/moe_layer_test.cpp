@@ -90,8 +90,8 @@ std::vector<Case> all_cases() {
   }));
   for (const DropPolicy drop : {DropPolicy::position, DropPolicy::score}) {
     for (const bool normalize : {true, false}) {
-      const std::string name = std::string(drop == DropPolicy::score ? "drop_score" : "drop_position") +
-                               (normalize ? "" : "_raw");
+      const std::string name =
+          std::string(drop == DropPolicy::score ? "drop_score" : "drop_position") + (normalize ? "" : "_raw");
       cases.push_back(make_case(name, [&](Case& c) {
         c.options.capacity_factor = 0.7;
         c.options.drop = drop;
@@ -114,7 +114,9 @@ std::vector<Case> all_cases() {
   return cases;
 }
 
-void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
+void PrintTo(const Case& c, std::ostream* out) {
+  *out << c.name;
+}
 
 class MoeLayerCase : public ::testing::TestWithParam<Case> {};
 
@@ -151,7 +153,8 @@ TEST_P(MoeLayerCase, EqualsTheReference) {
   ASSERT_EQ(output.aux.defined(), expected.aux.defined());
   if (expected.aux.defined()) {
     expected_loss = expected_loss + expected.aux * aux_seed;
-    EXPECT_NEAR(output.aux.item<double>(), expected.aux.item<double>(), 1e-10 * (1 + std::abs(expected.aux.item<double>())));
+    EXPECT_NEAR(output.aux.item<double>(), expected.aux.item<double>(),
+                1e-10 * (1 + std::abs(expected.aux.item<double>())));
   }
   expected_loss.backward();
 
@@ -165,7 +168,8 @@ TEST_P(MoeLayerCase, EqualsTheReference) {
   expect_close(test.grad("moe.experts.gate_up"), weights.gate_up.grad(), 1e-10, "gate_up");
   expect_close(test.grad("moe.experts.down"), weights.down.grad(), 1e-10, "down");
   if (c.options.shared_experts > 0) {
-    expect_close(test.grad("moe.shared.gate_up.weight"), weights.shared_gate_up.grad(), 1e-10, "shared gate_up");
+    expect_close(test.grad("moe.shared.gate_up.weight"), weights.shared_gate_up.grad(), 1e-10,
+                 "shared gate_up");
     expect_close(test.grad("moe.shared.down.weight"), weights.shared_down.grad(), 1e-10, "shared down");
   }
 
@@ -214,8 +218,10 @@ TEST(MoeLayer, GradientsMatchFiniteDifferences) {
 // Each kind's aux alone: its gradient reaches the router and x.
 TEST(MoeLayer, AuxGradientsMatchFiniteDifferencesByKind) {
   for (const BalanceCounts counts : {BalanceCounts::batch, BalanceCounts::micro_step}) {
-    for (const std::vector<BalanceKind>& kinds :
-         {std::vector<BalanceKind>{BalanceKind::squared}, {BalanceKind::switch_loss}, {BalanceKind::sequence}, {}}) {
+    for (const std::vector<BalanceKind>& kinds : {std::vector<BalanceKind>{BalanceKind::squared},
+                                                  {BalanceKind::switch_loss},
+                                                  {BalanceKind::sequence},
+                                                  {}}) {
       MoeOptions options = base_options();
       options.balance = kinds;
       options.balance_counts = counts;
@@ -234,7 +240,8 @@ TEST(MoeLayer, AuxGradientsMatchFiniteDifferencesByKind) {
       tolerance.max_elements = 24;
       EXPECT_TRUE(gradients_match_values(
           [&] { return aux().item<double>(); },
-          {{x.detach(), x.grad(), "x"}, {router->value.detach(), router->grad.buffer(), "router"}}, tolerance));
+          {{x.detach(), x.grad(), "x"}, {router->value.detach(), router->grad.buffer(), "router"}},
+          tolerance));
     }
   }
 }
@@ -254,7 +261,8 @@ TEST(MoeLayer, ColdExpertsGetZeroGradients) {
     const at::Tensor grad = test.grad(name);
     for (std::int64_t expert = 0; expert < 8; ++expert) {
       const double largest = grad[expert].abs().max().item<double>();
-      EXPECT_EQ(largest > 0.0, expert == 5 || expert == 2) << name << " of expert " << expert << ": " << largest;
+      EXPECT_EQ(largest > 0.0, expert == 5 || expert == 2)
+          << name << " of expert " << expert << ": " << largest;
     }
   }
 }
@@ -271,7 +279,8 @@ TEST(MoeLayer, GradientsAddUpOverMicroBatches) {
     const nn::TokenBatch batch = make_batch(first, count, 5, 5);
     moe::MoeContext context = make_context(batch, 4, 5);
     context.balance_frequency_E = frequency;
-    const moe::MoeOutput output = test.layer->forward(x.narrow(0, first, count).clone().requires_grad_(), context);
+    const moe::MoeOutput output =
+        test.layer->forward(x.narrow(0, first, count).clone().requires_grad_(), context);
     (output.y_BsD.square().sum() + output.aux).backward();
   };
   run(whole, 0, 4);
@@ -330,62 +339,6 @@ TEST(MoeLayer, EvaluationHasNoAuxAndDoesNotCountTwice) {
   const moe::MoeOutput output = test.layer->forward(x, context);
   EXPECT_FALSE(output.aux.defined());
   EXPECT_FALSE(output.y_BsD.requires_grad());
-}
-
-TEST(MoeLayer, RepeatsBitForBit) {
-  const parallel::ProcessGrid grid;
-  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kDouble}) {
-    MoeOptions options = base_options();
-    options.z_weight = 0.1;
-    LayerUnderTest test(options, hidden, grid, dtype);
-    const nn::TokenBatch batch = make_batch(0, 4, 16, 16);
-    moe::MoeContext context = make_context(batch, 4, 16);
-    context.balance_frequency_E = uneven_frequency(options);
-    const at::Tensor values = random_tensor({4, 16, hidden}, 3, dtype);
-    std::vector<at::Tensor> previous;
-    for (int repeat = 0; repeat < 3; ++repeat) {
-      test.reset_gradients();
-      const at::Tensor x = values.clone().requires_grad_();
-      const moe::MoeOutput output = test.layer->forward(x, context);
-      (output.y_BsD.to(at::kDouble).square().sum() + output.aux).backward();
-      std::vector<at::Tensor> now = {output.y_BsD.detach(), x.grad()};
-      for (const auto& parameter : test.parameters.all()) {
-        now.push_back(parameter->grad.buffer().clone());
-      }
-      for (std::size_t i = 0; i < previous.size(); ++i) {
-        EXPECT_TRUE(now[i].equal(previous[i])) << c10::toString(dtype) << " tensor " << i << ", repeat " << repeat;
-      }
-      previous = now;
-    }
-  }
-}
-
-// The lower formats follow f64 within their rounding, with one and the same routing.
-TEST(MoeLayer, LowerPrecisionsFollow) {
-  const parallel::ProcessGrid grid;
-  const MoeOptions options = base_options();
-  LayerUnderTest exact(options, hidden, grid);
-  const nn::TokenBatch batch = make_batch(0, 2, 6, 6);
-  moe::MoeContext context = make_context(batch, 2, 6);
-  const at::Tensor ids = (at::arange(36, at::kLong) * 5).remainder(8).view({12, 3}).contiguous();
-  context.forced_ids_TK = &ids;
-  const at::Tensor values = random_tensor({2, 6, hidden}, 3);
-  const auto run = [&](const LayerUnderTest& test, at::ScalarType dtype) {
-    const at::Tensor x = values.to(dtype).clone().requires_grad_();
-    const at::Tensor y = test.layer->forward(x, context).y_BsD;
-    y.to(at::kDouble).square().sum().backward();
-    return std::vector<at::Tensor>{y.detach(), x.grad(), test.grad("moe.router.weight"), test.grad("moe.experts.down")};
-  };
-  const std::vector<at::Tensor> expected = run(exact, at::kDouble);
-  for (const auto& [dtype, tolerance] : {std::pair{at::kFloat, 1e-5}, {at::kBFloat16, 0.05}, {at::kHalf, 0.01}}) {
-    LayerUnderTest test(options, hidden, grid, dtype);
-    const std::vector<at::Tensor> actual = run(test, dtype);
-    EXPECT_EQ(actual[0].scalar_type(), dtype);
-    EXPECT_EQ(actual[2].scalar_type(), at::kFloat);
-    for (std::size_t i = 0; i < actual.size(); ++i) {
-      expect_close(actual[i], expected[i], tolerance, std::string(c10::toString(dtype)) + " tensor " + std::to_string(i));
-    }
-  }
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-// A sparse layer written out: loops over tokens and experts in f64, gradients by autograd. What the fast one must equal.
+// A sparse layer written out: loops over tokens and experts in f64, gradients by autograd. What the fast one
+// must equal.
 //
 // Legend: B sequences, S positions, D hidden width, E experts, K choices, F inner width.
 #pragma once
@@ -17,16 +18,16 @@
 namespace athanor::tests {
 
 struct ReferenceWeights {
-  at::Tensor router;         ///< [E, D]
-  at::Tensor gate_up;        ///< [E, 2F, D]
-  at::Tensor down;           ///< [E, D, F]
-  at::Tensor shared_gate_up; ///< [2, F', D] or undefined
-  at::Tensor shared_down;    ///< [D, F']
+  at::Tensor router;          ///< [E, D]
+  at::Tensor gate_up;         ///< [E, 2F, D]
+  at::Tensor down;            ///< [E, D, F]
+  at::Tensor shared_gate_up;  ///< [2, F', D] or undefined
+  at::Tensor shared_down;     ///< [D, F']
 };
 
 struct ReferenceInputs {
-  at::Tensor x_BSD;          ///< real positions only
-  at::Tensor frequency_E;    ///< f^ of batch counts, or undefined
+  at::Tensor x_BSD;        ///< real positions only
+  at::Tensor frequency_E;  ///< f^ of batch counts, or undefined
   at::Tensor bias_E;
   double valid_labels = 0;
   bool want_aux = true;
@@ -35,10 +36,10 @@ struct ReferenceInputs {
 
 struct ReferenceResult {
   at::Tensor y_BSD;
-  at::Tensor aux;            ///< scalar; undefined: none
+  at::Tensor aux;                              ///< scalar; undefined: none
   std::vector<std::vector<std::int64_t>> ids;  ///< [B*S][K]
   std::vector<std::vector<bool>> kept;
-  at::Tensor counts_E;       ///< int64
+  at::Tensor counts_E;  ///< int64
   at::Tensor score_sum_E;
   double z_sum = 0;
   double entropy_sum = 0;
@@ -46,7 +47,8 @@ struct ReferenceResult {
   std::int64_t dropped = 0;
 };
 
-inline std::vector<std::int64_t> reference_choice(const std::vector<double>& selection, const moe::MoeOptions& options) {
+inline std::vector<std::int64_t> reference_choice(const std::vector<double>& selection,
+                                                  const moe::MoeOptions& options) {
   const auto E = options.num_experts;
   const auto best_of = [&](std::vector<std::int64_t> candidates, std::int64_t count) {
     std::stable_sort(candidates.begin(), candidates.end(), [&](std::int64_t a, std::int64_t b) {
@@ -59,7 +61,8 @@ inline std::vector<std::int64_t> reference_choice(const std::vector<double>& sel
   std::iota(candidates.begin(), candidates.end(), 0);
   if (options.group_top_k > 0 && options.group_top_k < options.groups) {
     const std::int64_t size = E / options.groups;
-    const std::int64_t summed = std::min(size, std::max<std::int64_t>(1, options.top_k / options.group_top_k));
+    const std::int64_t summed =
+        std::min(size, std::max<std::int64_t>(1, options.top_k / options.group_top_k));
     std::vector<std::pair<double, std::int64_t>> groups;
     for (std::int64_t g = 0; g < options.groups; ++g) {
       std::vector<std::int64_t> members(candidates.begin() + g * size, candidates.begin() + (g + 1) * size);
@@ -79,7 +82,8 @@ inline std::vector<std::int64_t> reference_choice(const std::vector<double>& sel
   return best_of(candidates, options.top_k);
 }
 
-inline at::Tensor reference_swiglu_ffn(const at::Tensor& x_D, const at::Tensor& gate_up, const at::Tensor& down) {
+inline at::Tensor reference_swiglu_ffn(const at::Tensor& x_D, const at::Tensor& gate_up,
+                                       const at::Tensor& down) {
   const std::int64_t ffn = gate_up.size(0) / 2;
   const at::Tensor both = at::mv(gate_up, x_D);
   const at::Tensor gate = both.narrow(0, 0, ffn);
@@ -88,10 +92,12 @@ inline at::Tensor reference_swiglu_ffn(const at::Tensor& x_D, const at::Tensor& 
 
 /// Keeps choices of one sequence by sorting what each expert was offered.
 inline void reference_drops(const std::vector<std::vector<std::int64_t>>& ids,
-                            const std::vector<std::vector<double>>& scores, std::int64_t first, std::int64_t seq,
-                            const moe::MoeOptions& options, std::vector<std::vector<bool>>& kept) {
-  const auto capacity = static_cast<std::size_t>(
-      std::ceil(options.capacity_factor * static_cast<double>(seq * options.top_k) / static_cast<double>(options.num_experts)));
+                            const std::vector<std::vector<double>>& scores, std::int64_t first,
+                            std::int64_t seq, const moe::MoeOptions& options,
+                            std::vector<std::vector<bool>>& kept) {
+  const auto capacity =
+      static_cast<std::size_t>(std::ceil(options.capacity_factor * static_cast<double>(seq * options.top_k) /
+                                         static_cast<double>(options.num_experts)));
   for (std::int64_t expert = 0; expert < options.num_experts; ++expert) {
     std::vector<std::tuple<double, std::int64_t, std::int64_t>> offered;  // key, token, choice
     for (std::int64_t t = first; t < first + seq; ++t) {
@@ -118,7 +124,8 @@ inline ReferenceResult reference_moe(const moe::MoeOptions& options, const Refer
   const at::Tensor x_TD = inputs.x_BSD.reshape({T, D});
   ReferenceResult result;
   result.kept.assign(static_cast<std::size_t>(T), std::vector<bool>(static_cast<std::size_t>(K), true));
-  std::vector<at::Tensor> scores(static_cast<std::size_t>(T)), shares(static_cast<std::size_t>(T)), z(static_cast<std::size_t>(T));
+  std::vector<at::Tensor> scores(static_cast<std::size_t>(T)), shares(static_cast<std::size_t>(T)),
+      z(static_cast<std::size_t>(T));
   std::vector<std::vector<double>> chosen_scores;
   at::Tensor counts_BE = at::zeros({B, E}, at::kDouble);
   for (std::int64_t t = 0; t < T; ++t) {
@@ -127,7 +134,8 @@ inline ReferenceResult reference_moe(const moe::MoeOptions& options, const Refer
     z[i] = at::logsumexp(logits, 0);
     scores[i] = options.score == moe::RouterScore::softmax ? at::softmax(logits, 0) : at::sigmoid(logits);
     shares[i] = scores[i] / scores[i].sum();
-    const at::Tensor selection = (inputs.bias_E.defined() ? scores[i] + inputs.bias_E : scores[i]).detach().contiguous();
+    const at::Tensor selection =
+        (inputs.bias_E.defined() ? scores[i] + inputs.bias_E : scores[i]).detach().contiguous();
     const std::vector<double> values(selection.data_ptr<double>(), selection.data_ptr<double>() + E);
     result.ids.push_back(inputs.forced.empty() ? reference_choice(values, options) : inputs.forced[i]);
     chosen_scores.emplace_back();
@@ -191,7 +199,8 @@ inline ReferenceResult reference_moe(const moe::MoeOptions& options, const Refer
   if (options.uses(moe::BalanceKind::sequence)) {
     for (std::int64_t b = 0; b < B; ++b) {
       const double seq = static_cast<double>(S);
-      const at::Tensor value = (counts_BE[b] / seq / mu * share_sums[static_cast<std::size_t>(b)] / seq).sum();
+      const at::Tensor value =
+          (counts_BE[b] / seq / mu * share_sums[static_cast<std::size_t>(b)] / seq).sum();
       aux = aux + N * alpha * value / static_cast<double>(B);
       result.sequence_sum += value.item<double>();
     }

@@ -1,8 +1,11 @@
 // Choice and gates on rows small enough to check by hand.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
+#include <random>
 #include <vector>
 
 #include "moe/detail/router_kernels.hpp"
@@ -21,7 +24,9 @@ std::vector<std::int64_t> choose(const std::vector<double>& scores, const Choice
 
 using Ids = std::vector<std::int64_t>;
 
-TEST(ChooseExperts, BestFirst) { EXPECT_EQ(choose({0.1, 0.4, 0.2, 0.3}, {4, 3}), (Ids{1, 3, 2})); }
+TEST(ChooseExperts, BestFirst) {
+  EXPECT_EQ(choose({0.1, 0.4, 0.2, 0.3}, {4, 3}), (Ids{1, 3, 2}));
+}
 
 TEST(ChooseExperts, LowerIdWinsATie) {
   EXPECT_EQ(choose({0.2, 0.3, 0.3, 0.2, 0.2}, {5, 3}), (Ids{1, 2, 0}));
@@ -57,6 +62,27 @@ TEST(ChooseExperts, NanRowsStillNameExperts) {
   EXPECT_EQ(choose({nan, nan, nan, nan}, {4, 2, 2, 1}), (Ids{0, 1}));
 }
 
+// More experts than a vector has lanes, with many ties, against a stable sort.
+TEST(ChooseExperts, AgreesWithAStableSort) {
+  for (const std::int64_t experts : {17, 64, 128, 131}) {
+    for (std::uint64_t row = 0; row < 50; ++row) {
+      std::mt19937_64 generator(row + 1);
+      std::vector<double> scores(static_cast<std::size_t>(experts));
+      for (double& score : scores) {
+        score = static_cast<double>(generator() % 40);
+      }
+      Ids expected(static_cast<std::size_t>(experts));
+      std::iota(expected.begin(), expected.end(), 0);
+      std::stable_sort(expected.begin(), expected.end(), [&](std::int64_t a, std::int64_t b) {
+        return scores[static_cast<std::size_t>(a)] > scores[static_cast<std::size_t>(b)];
+      });
+      for (const std::int64_t choices : {1, 4, 16}) {
+        EXPECT_EQ(choose(scores, {experts, choices}), Ids(expected.begin(), expected.begin() + choices));
+      }
+    }
+  }
+}
+
 TEST(NormalisedGates, HoldWhereScoresUnderflow) {
   // Scores e^-2000 and e^-2001 are 0 in any format; their ratio is not.
   const std::vector<float> y = {0.0F, -2000.0F, -2001.0F};
@@ -87,7 +113,8 @@ TEST(RouterSums, MatchTheirDefinitions) {
       expected[static_cast<std::size_t>(t / 3 * experts + i)] += s[at];
     }
   }
-  const auto result = moe::detail::router_sums(y.data(), s.data(), tokens, 3, experts, sums.data(), lse.data());
+  const auto result =
+      moe::detail::router_sums(y.data(), s.data(), tokens, 3, experts, sums.data(), lse.data());
   EXPECT_NEAR(result.entropy, entropy, 1e-12 * entropy);
   EXPECT_NEAR(result.z, z, 1e-12 * z);
   for (std::size_t i = 0; i < sums.size(); ++i) {

@@ -7,6 +7,7 @@
 
 #include <limits>
 
+#include "base/error.hpp"
 #include "support/finite_difference.hpp"
 
 namespace athanor::nn {

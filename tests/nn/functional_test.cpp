@@ -39,14 +39,14 @@ RotaryTables example_tables(at::ScalarType dtype, std::int64_t head_dim) {
 }
 
 TEST(Linear, GradientsMatchFiniteDifferences) {
-  const auto function = [](const Inputs& in) { return weighted_sum(linear(in[0], {in[1]})); };
+  const auto function = [](const Inputs& in) { return weighted_sum(nn::linear(in[0], {in[1]})); };
   EXPECT_TRUE(gradients_match(function, {random_tensor({2, 3, 4}, 1), random_tensor({5, 4}, 2)}));
   EXPECT_TRUE(gradients_match(function, {random_tensor({1, 4}, 1), random_tensor({2, 3, 4}, 2)}));
 }
 
 TEST(Linear, ReadsStridedRowsAndFlattensTheWeight) {
   const at::Tensor x = random_tensor({3, 4, 2}, 1).transpose(1, 2), w = random_tensor({2, 3, 4}, 2);
-  expect_close(linear(x, {w}), at::matmul(x, w.view({6, 4}).t()), 1e-14, "y");
+  expect_close(nn::linear(x, {w}), at::matmul(x, w.view({6, 4}).t()), 1e-14, "y");
 }
 
 TEST(Linear, SendsItsWeightGradientToTheSinkAlone) {
@@ -55,7 +55,7 @@ TEST(Linear, SendsItsWeightGradientToTheSinkAlone) {
   parallel::GradAccumulator sink;
   sink.attach(at::full({5, 4}, 7.0, at::kDouble));
   for (int pass = 0; pass < 2; ++pass) {
-    linear(x, {w, &sink}).sum().backward();
+    nn::linear(x, {w, &sink}).sum().backward();
   }
   EXPECT_FALSE(w.grad().defined());
   expect_close(sink.buffer(), 2 * at::ones({5, 3}, at::kDouble).mm(x.detach()), 1e-14, "two passes summed");
@@ -63,18 +63,18 @@ TEST(Linear, SendsItsWeightGradientToTheSinkAlone) {
 
 TEST(Linear, InputsWithoutGradientGetNone) {
   const at::Tensor x = random_tensor({3, 4}, 1), w = random_tensor({5, 4}, 2).requires_grad_();
-  linear(x, {w}).sum().backward();
+  nn::linear(x, {w}).sum().backward();
   EXPECT_TRUE(w.grad().defined());
-  EXPECT_FALSE(linear(x, {w.detach()}).requires_grad());
+  EXPECT_FALSE(nn::linear(x, {w.detach()}).requires_grad());
 }
 
 TEST(Linear, NoRowsAndNoColumns) {
   const at::Tensor x = at::empty({0, 4}, at::kDouble).requires_grad_(),
                    w = random_tensor({5, 4}, 2).requires_grad_();
-  linear(x, {w}).sum().backward();
+  nn::linear(x, {w}).sum().backward();
   EXPECT_EQ(w.grad().abs().max().item<double>(), 0.0);
   const at::Tensor narrow = at::empty({2, 3, 0}, at::kDouble).requires_grad_();
-  const at::Tensor y = linear(narrow, {at::empty({5, 0}, at::kDouble)});
+  const at::Tensor y = nn::linear(narrow, {at::empty({5, 0}, at::kDouble)});
   EXPECT_EQ(y.sizes(), (std::vector<std::int64_t>{2, 3, 5}));
   EXPECT_EQ(y.abs().max().item<double>(), 0.0);
 }

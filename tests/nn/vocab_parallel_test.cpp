@@ -5,6 +5,7 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include "base/error.hpp"
 #include "nn/feed_forward.hpp"
 #include "support/finite_difference.hpp"
 

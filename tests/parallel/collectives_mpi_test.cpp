@@ -55,7 +55,12 @@ void check_exchange(std::int64_t (*rows)(int, int), const std::vector<std::int64
   shape.insert(shape.begin(), std::accumulate(send.begin(), send.end(), std::int64_t{0}));
   const at::Tensor output =
       all_to_all_v(rank_values(world().rank(), shape, type), send, receive, world(), Traffic::dispatch);
-  EXPECT_TRUE(at::equal(output, expected_exchange(rows, row_shape, type)));
+  const at::Tensor expected = expected_exchange(rows, row_shape, type);
+  EXPECT_TRUE(at::equal(output, expected));
+  at::Tensor into = at::zeros_like(expected);
+  all_to_all_v_into(into, rank_values(world().rank(), shape, type), send, receive, world(),
+                    Traffic::dispatch);
+  EXPECT_TRUE(at::equal(into, expected));
 }
 
 TEST(AllToAllV, MovesUnevenAndEmptyParts) {
@@ -176,6 +181,23 @@ TEST(AllReduce, BitsDoNotDependOnTheSplitIntoBuckets) {
   EXPECT_TRUE(at::equal(whole, pieces));
 }
 
+TEST(AllReduce, LongTensorsAreReducedInPieces) {
+  const auto values = [](int rank) {
+    return at::arange(1'500'007, at::kFloat) * (0.1f * static_cast<float>(rank + 1));
+  };
+  at::Tensor tensor = values(world().rank());
+  at::Tensor expected = values(0);
+  for (int r = 1; r < world().size(); ++r) {
+    expected = expected + values(r);
+  }
+  const at::Tensor whole_rows = tensor.narrow(0, 0, 1'500'000 / world().size() * world().size()).clone();
+  all_reduce_(tensor, ReduceOp::sum, world(), Traffic::other);
+  EXPECT_TRUE(at::equal(tensor, expected));
+  const std::int64_t own = whole_rows.numel() / world().size();
+  EXPECT_TRUE(at::equal(reduce_scatter_sum(whole_rows, world(), Traffic::other),
+                        expected.narrow(0, own * world().rank(), own)));
+}
+
 TEST(AllReduce, ReducesNonContiguousTensorsInPlace) {
   at::Tensor storage = rank_values(world().rank(), {6, 4}, at::kDouble);
   at::Tensor transposed = storage.t();
@@ -248,6 +270,10 @@ TEST(ReduceScatter, SumsThisRanksRowsInRankOrder) {
       at::Tensor wide = at::empty({rows, 3}, expected.options());
       reduce_scatter_sum_into(wide, input, world(), Traffic::other);
       EXPECT_TRUE(at::equal(wide, expected));
+      at::Tensor in_place = input.clone();
+      at::Tensor own = in_place.narrow(0, rows * world().rank(), rows);
+      reduce_scatter_sum_into(own, in_place, world(), Traffic::other);
+      EXPECT_TRUE(at::equal(own, expected.to(type)));
     }
   }
   EXPECT_THROW(reduce_scatter_sum(at::ones({n, 2}, at::kLong), world(), Traffic::other), base::InternalError);

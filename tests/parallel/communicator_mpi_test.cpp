@@ -4,7 +4,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstddef>
 #include <utility>
+#include <vector>
 
 #include <ATen/ATen.h>
 
@@ -70,6 +72,27 @@ TEST(Communicator, MpiErrorsNameCallGroupAndRank) {
                 ThrowsMessage<base::CommError>(AllOf(HasSubstr("MPI_Bcast"), HasSubstr("world.errors"))));
   }
   EXPECT_EQ(all_reduce_sum(std::int64_t{1}, group), world().size());  // and goes on
+}
+
+TEST(MpiBackend, AMessageLongerThanExpectedIsAnErrorOfItsReceiver) {
+  if (world().size() == 1) {
+    return;  // a group of one has no MPI backend
+  }
+  const Communicator group = world().duplicate("lengths");
+  std::vector<std::byte> buffer(64);
+  std::vector<Bytes> send(static_cast<std::size_t>(group.size()));
+  std::vector<MutableBytes> receive(send.size());
+  if (group.rank() == 0) {
+    send[1] = Bytes(buffer).first(16);
+  }
+  if (group.rank() == 1) {
+    receive[0] = MutableBytes(buffer).first(8);
+    EXPECT_THAT([&] { group.backend().exchange(receive, send); },
+                ThrowsMessage<base::CommError>(AllOf(HasSubstr("exchange with rank 0"),
+                                                     HasSubstr("world.lengths"), HasSubstr("TRUNCATE"))));
+  } else {
+    group.backend().exchange(receive, send);
+  }
 }
 
 TEST(Communicator, EveryCommunicatorReturnsErrors) {
@@ -143,7 +166,7 @@ TEST(Traffic, CountsBytesForOtherRanksExactly) {
 
 TEST(Traffic, AllReduceCountsAsReduceScatterAndAllGatherOnBothPaths) {
   const std::int64_t n = world().size();
-  for (const std::int64_t rows : {4, 5000}) {  // gathered whole, and in blocks
+  for (const std::int64_t rows : {4, 5000, 700'000}) {  // gathered whole, in blocks, in several pieces
     EXPECT_EQ(bytes_of(Traffic::grad_dense,
                        [&] {
                          at::Tensor tensor = at::ones({rows * n});
@@ -156,6 +179,11 @@ TEST(Traffic, AllReduceCountsAsReduceScatterAndAllGatherOnBothPaths) {
     all_reduce_(counts, ReduceOp::sum, world(), Traffic::other);
   });
   EXPECT_EQ(all_reduce_sum(sent, world()), 2 * (n - 1) * (n * 3 + 1) * 8);
+  sent = bytes_of(Traffic::other, [&] {
+    at::Tensor tensor = at::ones({1'100'003});
+    all_reduce_(tensor, ReduceOp::sum, world(), Traffic::other);
+  });
+  EXPECT_EQ(all_reduce_sum(sent, world()), 2 * (n - 1) * std::int64_t{1'100'003} * 4);
 }
 
 }  // namespace

@@ -18,36 +18,33 @@ ParameterOptions normal_parameter(const std::string& name, ShardSpec shard, doub
   return options;
 }
 
-at::Tensor element_by_element(const ShardSpec& shard, double std, std::uint64_t seed,
-                              const std::string& name) {
-  const base::PhiloxStream stream(seed, base::RandomPurpose::initial_weight, name);
-  at::Tensor expected = at::empty(shard.local_shape, at::kDouble);
-  for (std::int64_t i = 0; i < shard.local_numel(); ++i) {
-    expected.mutable_data_ptr<double>()[i] =
-        stream.normal(static_cast<std::uint64_t>(shard.global_index(i))) * std;
-  }
-  return expected;
+at::Tensor initial_value(const ShardSpec& shard, at::ScalarType dtype) {
+  ParameterMap map(ParameterMap::Options{.seed = 11, .dtype = dtype});
+  return map.add(normal_parameter("layers.0.w", shard))->value.detach();
 }
 
-TEST(ParameterMap, DrawsEachElementOfASliceAsInTheLogicalTensor) {
-  const std::vector<ShardSpec> slices = {ShardSpec::whole({5, 7, 3}),
-                                         ShardSpec::slice({5, 7, 3}, 0, 1, 3),
-                                         ShardSpec::slice({5, 7, 3}, 1, 2, 5),
-                                         ShardSpec::slice({5, 7, 3}, 2, 1, 1),
-                                         ShardSpec::slice({9, 5}, 0, 3, 1),
-                                         ShardSpec::slice({9, 5}, 0, 9, 0),
-                                         ShardSpec::slice({301, 257}, 1, 3, 251)};
+TEST(ParameterMap, SlicesHoldTheValuesOfTheLogicalTensor) {
   for (const at::ScalarType dtype : {at::kFloat, at::kDouble, at::kBFloat16, at::kHalf}) {
-    for (const ShardSpec& slice : slices) {
-      ParameterMap::Options options;
-      options.seed = 11;
-      options.dtype = dtype;
-      ParameterMap map(options);
-      const auto parameter = map.add(normal_parameter("layers.0.w", slice));
-      const at::Tensor expected = element_by_element(slice, 0.5, 11, "layers.0.w").to(dtype);
-      EXPECT_TRUE(at::equal(parameter->value.detach(), expected));
-      EXPECT_EQ(parameter->value.scalar_type(), dtype);
+    for (const std::vector<std::int64_t>& shape :
+         {std::vector<std::int64_t>{5, 7, 3}, {9, 64}, {301, 257}, {1}}) {
+      const at::Tensor whole = initial_value(ShardSpec::whole(shape), dtype);
+      EXPECT_EQ(whole.scalar_type(), dtype);
+      for (std::int64_t dim = 0; dim < static_cast<std::int64_t>(shape.size()); ++dim) {
+        const std::int64_t extent = shape[static_cast<std::size_t>(dim)];
+        for (const auto& [first, count] : {std::pair{extent / 3, extent / 2}, {extent, std::int64_t{0}}}) {
+          const at::Tensor slice = initial_value(ShardSpec::slice(shape, dim, first, count), dtype);
+          EXPECT_TRUE(at::equal(slice, whole.narrow(dim, first, count)));
+        }
+      }
     }
+  }
+}
+
+TEST(ParameterMap, ElementsAreTheNormalNumbersOfTheirStream) {
+  const at::Tensor value = initial_value(ShardSpec::whole({50, 100}), at::kDouble);
+  const base::PhiloxStream stream(11, base::RandomPurpose::initial_weight, "layers.0.w");
+  for (std::int64_t i = 0; i < value.numel(); ++i) {
+    EXPECT_NEAR(value.const_data_ptr<double>()[i], 0.5 * stream.normal(static_cast<std::uint64_t>(i)), 1e-14);
   }
 }
 
@@ -122,6 +119,10 @@ TEST_P(GradAccumulatorTypes, AddsGradientsAndProducts) {
   grad.finish();
   EXPECT_TRUE(at::equal(grad.buffer(), at::zeros({3, 5}, accumulation)));
   EXPECT_FALSE(grad.is_empty());
+  grad.buffer().fill_(77.0);
+  grad.reset();
+  grad.add_matmul(a.narrow(1, 0, 0), b.narrow(0, 0, 0));  // no tokens: the product is zero
+  EXPECT_TRUE(at::equal(grad.buffer(), at::zeros({3, 5}, accumulation)));
 }
 
 TEST_P(GradAccumulatorTypes, AddsProductsToParts) {

@@ -30,8 +30,8 @@ class Attached : public torch::autograd::Function<Attached> {
     ATHANOR_CHECK(holder->backward, "backward runs a second time over a graph whose buffers are freed");
     const Backward function = std::exchange(holder->backward, nullptr);
     TensorVector result = function(gradients);
-    ATHANOR_CHECK(result.size() == holder->num_inputs, "backward gives {} gradients for {} inputs", result.size(),
-                  holder->num_inputs);
+    ATHANOR_CHECK(result.size() == holder->num_inputs, "backward gives {} gradients for {} inputs",
+                  result.size(), holder->num_inputs);
     result.emplace_back();  // the holder is an argument too
     return result;
   }

@@ -9,14 +9,16 @@
 namespace athanor::moe::detail {
 
 using TensorVector = std::vector<at::Tensor>;
-/// Gradients of the outputs (undefined where an output was not used) -> gradients of the inputs (undefined: none).
+/// Gradients of the outputs (undefined where an output was not used) -> gradients of the inputs (undefined:
+/// none).
 using Backward = std::function<TensorVector(const TensorVector&)>;
 
 /// True when a gradient of one of `inputs` is wanted, so that state for backward is worth keeping.
 bool wants_gradient(const TensorVector& inputs);
 
-/// `outputs` as functions of `inputs` whose gradient is `backward`. Returns them unchanged when no gradient is wanted.
-/// Everything `backward` holds is freed as soon as it has run, not when the graph goes: it can run once.
+/// `outputs` as functions of `inputs` whose gradient is `backward`. Returns them unchanged when no gradient
+/// is wanted. Everything `backward` holds is freed as soon as it has run, not when the graph goes: it can run
+/// once.
 TensorVector attach_backward(const TensorVector& inputs, const TensorVector& outputs, Backward backward);
 
 }  // namespace athanor::moe::detail

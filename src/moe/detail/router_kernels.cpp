@@ -1,6 +1,7 @@
 #include "moe/detail/router_kernels.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -12,7 +13,8 @@ namespace {
 
 using kernels::cpu::dispatch;
 
-/// The `capacity` largest of the values offered, largest first; equal ones in the order offered.
+/// The `capacity` largest of the values offered, largest first; equal ones in the order offered. NaN counts
+/// as -infinity.
 template <typename A>
 struct Best {
   A* value;
@@ -20,24 +22,43 @@ struct Best {
   std::int64_t capacity;
   std::int64_t size = 0;
 
-  void offer(A candidate, std::int64_t candidate_id) {
+  ATHANOR_KERNEL_INLINE void offer(A candidate, std::int64_t candidate_id) {
     if (size == capacity && !(candidate > value[size - 1])) {
       return;
     }
+    const A comparable = candidate == candidate ? candidate : -std::numeric_limits<A>::infinity();
     std::int64_t at = size < capacity ? size++ : size - 1;
-    for (; at > 0 && candidate > value[at - 1]; --at) {
+    for (; at > 0 && comparable > value[at - 1]; --at) {
       value[at] = value[at - 1];
       id[at] = id[at - 1];
     }
-    value[at] = candidate;
+    value[at] = comparable;
     id[at] = candidate_id;
   }
-};
 
-template <typename A>
-A never_nan(A value) {
-  return std::isnan(value) ? -std::numeric_limits<A>::infinity() : value;
-}
+  /// Offers values[first .. last) with their indices as ids.
+  ATHANOR_KERNEL_INLINE void offer_range(const A* values, std::int64_t first, std::int64_t last) {
+    constexpr std::int64_t lanes = 16;
+    std::int64_t i = first;
+    for (; i < last && size < capacity; ++i) {
+      offer(values[i], i);
+    }
+    for (; i + lanes <= last; i += lanes) {
+      const A bar = value[capacity - 1];
+      std::uint32_t above = 0;
+      for (std::int64_t lane = 0; lane < lanes; ++lane) {
+        above |= static_cast<std::uint32_t>(values[i + lane] > bar) << lane;
+      }
+      for (; above != 0; above &= above - 1) {
+        const std::int64_t candidate = i + std::countr_zero(above);
+        offer(values[candidate], candidate);
+      }
+    }
+    for (; i < last; ++i) {
+      offer(values[i], i);
+    }
+  }
+};
 
 /// Working memory of choose_experts for one row.
 template <typename A>
@@ -55,14 +76,13 @@ struct ChoiceScratch {
 
 /// The chosen groups in ascending order in scratch.group_ids; returns how many.
 template <typename A>
-std::int64_t choose_groups(const ChoiceShape& shape, ChoiceScratch<A>& scratch) {
+std::int64_t choose_groups(const A* selection, const ChoiceShape& shape, ChoiceScratch<A>& scratch) {
   const std::int64_t group_size = shape.experts / shape.groups;
-  const std::int64_t summed = std::min(group_size, std::max<std::int64_t>(1, shape.choices / shape.group_choices));
+  const std::int64_t summed =
+      std::min(group_size, std::max<std::int64_t>(1, shape.choices / shape.group_choices));
   for (std::int64_t group = 0; group < shape.groups; ++group) {
     Best<A> best{scratch.best_value.data(), scratch.group_ids.data(), summed};
-    for (std::int64_t i = group * group_size; i < (group + 1) * group_size; ++i) {
-      best.offer(scratch.selection[static_cast<std::size_t>(i)], i);
-    }
+    best.offer_range(selection, group * group_size, (group + 1) * group_size);
     A sum = 0;
     for (std::int64_t i = 0; i < best.size; ++i) {
       sum += best.value[i];
@@ -70,45 +90,57 @@ std::int64_t choose_groups(const ChoiceShape& shape, ChoiceScratch<A>& scratch) 
     scratch.group_score[static_cast<std::size_t>(group)] = sum;
   }
   Best<A> best{scratch.best_value.data(), scratch.group_ids.data(), shape.group_choices};
-  for (std::int64_t group = 0; group < shape.groups; ++group) {
-    best.offer(scratch.group_score[static_cast<std::size_t>(group)], group);
-  }
+  best.offer_range(scratch.group_score.data(), 0, shape.groups);
   // Ascending, so that equal experts of different groups keep the order of their ids.
   std::sort(scratch.group_ids.begin(), scratch.group_ids.begin() + best.size);
   return best.size;
 }
 
+struct ChooseAmongAll {
+  template <typename A>
+  ATHANOR_KERNEL_INLINE static void run(const A* selection, std::int64_t experts, std::int64_t choices,
+                                        A* best_value, std::int64_t* ids_K) {
+    Best<A> best{best_value, ids_K, choices};
+    best.offer_range(selection, 0, experts);
+  }
+};
+
+struct AddBias {
+  template <typename A>
+  ATHANOR_KERNEL_INLINE static void run(const A* __restrict scores, const A* __restrict bias,
+                                        std::int64_t experts, A* __restrict selection) {
+    for (std::int64_t i = 0; i < experts; ++i) {
+      selection[i] = scores[i] + bias[i];
+    }
+  }
+};
+
 template <typename A>
 void choose_row(const A* scores_E, const A* bias_E, const ChoiceShape& shape, ChoiceScratch<A>& scratch,
                 std::int64_t* ids_K) {
-  for (std::int64_t i = 0; i < shape.experts; ++i) {
-    scratch.selection[static_cast<std::size_t>(i)] =
-        never_nan(bias_E == nullptr ? scores_E[i] : scores_E[i] + bias_E[i]);
+  const A* selection = scores_E;
+  if (bias_E != nullptr) {
+    dispatch<AddBias>(scores_E, bias_E, shape.experts, scratch.selection.data());
+    selection = scratch.selection.data();
   }
-  const A* selection = scratch.selection.data();
   if (shape.group_choices == 0 || shape.group_choices == shape.groups) {
-    Best<A> best{scratch.best_value.data(), ids_K, shape.choices};
-    for (std::int64_t i = 0; i < shape.experts; ++i) {
-      best.offer(selection[i], i);
-    }
+    dispatch<ChooseAmongAll>(selection, shape.experts, shape.choices, scratch.best_value.data(), ids_K);
     return;
   }
-  const std::int64_t chosen_groups = choose_groups(shape, scratch);
+  const std::int64_t chosen_groups = choose_groups(selection, shape, scratch);
   const std::int64_t group_size = shape.experts / shape.groups;
   Best<A> best{scratch.best_value.data(), ids_K, shape.choices};
   for (std::int64_t g = 0; g < chosen_groups; ++g) {
     const std::int64_t first = scratch.group_ids[static_cast<std::size_t>(g)] * group_size;
-    for (std::int64_t i = first; i < first + group_size; ++i) {
-      best.offer(selection[i], i);
-    }
+    best.offer_range(selection, first, first + group_size);
   }
 }
 
 struct ScoreSums {
   /// One row: sums += s', returns <s', y>.
   template <typename A>
-  ATHANOR_KERNEL_INLINE static void run(const A* __restrict y, const A* __restrict normalised, std::int64_t experts,
-                                        double* __restrict sums, A* mean_y) {
+  ATHANOR_KERNEL_INLINE static void run(const A* __restrict y, const A* __restrict normalised,
+                                        std::int64_t experts, double* __restrict sums, A* mean_y) {
     for (std::int64_t i = 0; i < experts; ++i) {
       sums[i] += static_cast<double>(normalised[i]);
     }
@@ -118,9 +150,10 @@ struct ScoreSums {
 
 struct BalanceGradient {
   template <typename A>
-  ATHANOR_KERNEL_INLINE static void run(const A* normalised_TE, const A* coefficients, std::int64_t coefficient_rows,
-                                        std::int64_t tokens, std::int64_t tokens_per_sequence, std::int64_t experts,
-                                        A scale, A* dy_TE) {
+  ATHANOR_KERNEL_INLINE static void run(const A* normalised_TE, const A* coefficients,
+                                        std::int64_t coefficient_rows, std::int64_t tokens,
+                                        std::int64_t tokens_per_sequence, std::int64_t experts, A scale,
+                                        A* dy_TE) {
     for (std::int64_t t = 0; t < tokens; ++t) {
       const A* a = coefficients + (t / tokens_per_sequence) % coefficient_rows * experts;
       const A* s = normalised_TE + t * experts;
@@ -167,8 +200,9 @@ void normalised_gates(const A* y_TE, const std::int64_t* ids_TK, std::int64_t to
 }
 
 template <typename A>
-RouterSums router_sums(const A* y_TE, const A* normalised_TE, std::int64_t tokens, std::int64_t tokens_per_sequence,
-                       std::int64_t experts, double* score_sums_BE, A* lse_T) {
+RouterSums router_sums(const A* y_TE, const A* normalised_TE, std::int64_t tokens,
+                       std::int64_t tokens_per_sequence, std::int64_t experts, double* score_sums_BE,
+                       A* lse_T) {
   RouterSums sums;
   for (std::int64_t t = 0; t < tokens; ++t) {
     const A* y = y_TE + t * experts;
@@ -187,16 +221,16 @@ RouterSums router_sums(const A* y_TE, const A* normalised_TE, std::int64_t token
 
 template <typename A>
 void add_balance_gradient(const A* normalised_TE, const A* coefficients, std::int64_t coefficient_rows,
-                          std::int64_t tokens, std::int64_t tokens_per_sequence, std::int64_t experts, A scale,
-                          A* dy_TE) {
-  dispatch<BalanceGradient>(normalised_TE, coefficients, coefficient_rows, tokens, tokens_per_sequence, experts, scale,
-                            dy_TE);
+                          std::int64_t tokens, std::int64_t tokens_per_sequence, std::int64_t experts,
+                          A scale, A* dy_TE) {
+  dispatch<BalanceGradient>(normalised_TE, coefficients, coefficient_rows, tokens, tokens_per_sequence,
+                            experts, scale, dy_TE);
 }
 
 template <typename A>
 void add_gate_gradient(GateKind kind, const A* gates_TK, const A* dgates_TK, const std::int64_t* ids_TK,
-                       const A* normalised_TE, std::int64_t tokens, std::int64_t experts, std::int64_t choices,
-                       A* dy_TE) {
+                       const A* normalised_TE, std::int64_t tokens, std::int64_t experts,
+                       std::int64_t choices, A* dy_TE) {
   for (std::int64_t t = 0; t < tokens; ++t) {
     const A* gates = gates_TK + t * choices;
     const A* dgates = dgates_TK + t * choices;
@@ -216,14 +250,16 @@ void add_gate_gradient(GateKind kind, const A* gates_TK, const A* dgates_TK, con
   }
 }
 
-#define ATHANOR_INSTANTIATE(A)                                                                                    \
-  template void choose_experts<A>(const A*, const A*, std::int64_t, const ChoiceShape&, std::int64_t*);           \
-  template void normalised_gates<A>(const A*, const std::int64_t*, std::int64_t, std::int64_t, std::int64_t, A*); \
-  template RouterSums router_sums<A>(const A*, const A*, std::int64_t, std::int64_t, std::int64_t, double*, A*);  \
-  template void add_balance_gradient<A>(const A*, const A*, std::int64_t, std::int64_t, std::int64_t,             \
-                                        std::int64_t, A, A*);                                                     \
-  template void add_gate_gradient<A>(GateKind, const A*, const A*, const std::int64_t*, const A*, std::int64_t,   \
-                                     std::int64_t, std::int64_t, A*);
+#define ATHANOR_INSTANTIATE(A)                                                                               \
+  template void choose_experts<A>(const A*, const A*, std::int64_t, const ChoiceShape&, std::int64_t*);      \
+  template void normalised_gates<A>(const A*, const std::int64_t*, std::int64_t, std::int64_t, std::int64_t, \
+                                    A*);                                                                     \
+  template RouterSums router_sums<A>(const A*, const A*, std::int64_t, std::int64_t, std::int64_t, double*,  \
+                                     A*);                                                                    \
+  template void add_balance_gradient<A>(const A*, const A*, std::int64_t, std::int64_t, std::int64_t,        \
+                                        std::int64_t, A, A*);                                                \
+  template void add_gate_gradient<A>(GateKind, const A*, const A*, const std::int64_t*, const A*,            \
+                                     std::int64_t, std::int64_t, std::int64_t, A*);
 ATHANOR_INSTANTIATE(float)
 ATHANOR_INSTANTIATE(double)
 #undef ATHANOR_INSTANTIATE

@@ -8,6 +8,7 @@
 #include "base/error.hpp"
 #include "kernels/permute.hpp"
 #include "parallel/collectives/backend.hpp"
+#include "parallel/collectives/collectives.hpp"
 
 namespace athanor::moe::detail {
 namespace {
@@ -46,14 +47,14 @@ void combine_rows(const at::Tensor& rows, std::span<const std::int64_t> slot, co
                   std::int64_t choices, const at::Tensor& y_TD) {
   for_element_of(rows, [&]<typename T>(T) {
     kernels::cpu::combine_rows(rows.const_data_ptr<T>(), slot.data(),
-                               data_or_null<kernels::accumulation_t<T>>(gates_TK), y_TD.size(0), choices, y_TD.size(1),
-                               y_TD.mutable_data_ptr<T>());
+                               data_or_null<kernels::accumulation_t<T>>(gates_TK), y_TD.size(0), choices,
+                               y_TD.size(1), y_TD.mutable_data_ptr<T>());
   });
 }
 
-void combine_rows_backward(const at::Tensor& dy_TD, const at::Tensor& rows, std::span<const std::int64_t> slot,
-                           const at::Tensor& gates_TK, std::int64_t choices, const at::Tensor& drows,
-                           const at::Tensor& dgates_TK) {
+void combine_rows_backward(const at::Tensor& dy_TD, const at::Tensor& rows,
+                           std::span<const std::int64_t> slot, const at::Tensor& gates_TK,
+                           std::int64_t choices, const at::Tensor& drows, const at::Tensor& dgates_TK) {
   for_element_of(dy_TD, [&]<typename T>(T) {
     using A = kernels::accumulation_t<T>;
     kernels::cpu::combine_rows_backward(dy_TD.const_data_ptr<T>(), data_or_null<T>(rows), slot.data(),
@@ -63,15 +64,13 @@ void combine_rows_backward(const at::Tensor& dy_TD, const at::Tensor& rows, std:
   });
 }
 
-void exchange_rows(const at::Tensor& output, std::span<const std::int64_t> receive_rows, const at::Tensor& input,
-                   std::span<const std::int64_t> send_rows, const parallel::Communicator& ep,
-                   parallel::Traffic purpose) {
+void exchange_rows(const at::Tensor& output, std::span<const std::int64_t> receive_rows,
+                   const at::Tensor& input, std::span<const std::int64_t> send_rows,
+                   const parallel::Communicator& ep, parallel::Traffic purpose) {
   if (ep.size() == 1) {
     return;
   }
-  at::Tensor target = output;
-  ep.traffic().add(purpose, input.numel() * static_cast<std::int64_t>(input.element_size()));
-  ep.backend().all_to_all_v(target, input, receive_rows, send_rows);
+  parallel::all_to_all_v_into(output, input, send_rows, receive_rows, ep, purpose);
 }
 
 }  // namespace athanor::moe::detail

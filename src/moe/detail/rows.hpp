@@ -21,14 +21,14 @@ void combine_rows(const at::Tensor& rows, std::span<const std::int64_t> slot, co
                   std::int64_t choices, const at::Tensor& y_TD);
 
 /// drows[slot] = gate * dy and dgates = <dy, rows[slot]>; undefined gates: all 1 and no dgates.
-void combine_rows_backward(const at::Tensor& dy_TD, const at::Tensor& rows, std::span<const std::int64_t> slot,
-                           const at::Tensor& gates_TK, std::int64_t choices, const at::Tensor& drows,
-                           const at::Tensor& dgates_TK);
+void combine_rows_backward(const at::Tensor& dy_TD, const at::Tensor& rows,
+                           std::span<const std::int64_t> slot, const at::Tensor& gates_TK,
+                           std::int64_t choices, const at::Tensor& drows, const at::Tensor& dgates_TK);
 
-/// Sends `input` by send_rows and fills `output` by receive_rows, in rank order; nothing is sent to oneself. The one
-/// place where dispatched rows meet the wire. Collective over `ep`.
-void exchange_rows(const at::Tensor& output, std::span<const std::int64_t> receive_rows, const at::Tensor& input,
-                   std::span<const std::int64_t> send_rows, const parallel::Communicator& ep,
-                   parallel::Traffic purpose);
+/// Sends `input` by send_rows and fills `output` by receive_rows, in rank order; nothing is sent to oneself.
+/// The one place where dispatched rows meet the wire. Collective over `ep`.
+void exchange_rows(const at::Tensor& output, std::span<const std::int64_t> receive_rows,
+                   const at::Tensor& input, std::span<const std::int64_t> send_rows,
+                   const parallel::Communicator& ep, parallel::Traffic purpose);
 
 }  // namespace athanor::moe::detail

@@ -1,4 +1,4 @@
-#include <numeric>
+#include <algorithm>
 #include <vector>
 
 #include <ATen/ATen.h>
@@ -8,31 +8,68 @@
 #include "parallel/collectives/detail/shapes.hpp"
 
 namespace athanor::parallel {
+namespace {
 
-at::Tensor all_to_all_v(const at::Tensor& input, std::span<const std::int64_t> send_rows,
-                        std::span<const std::int64_t> receive_rows, const Communicator& comm,
-                        Traffic purpose) {
+// The rows of a contiguous tensor by rank.
+std::vector<MutableBytes> row_parts(const at::Tensor& tensor, std::span<const std::int64_t> rows) {
+  const std::int64_t row_elements =
+      detail::row_bytes(tensor) / static_cast<std::int64_t>(tensor.element_size());
+  std::vector<MutableBytes> parts;
+  parts.reserve(rows.size());
+  std::int64_t first = 0;
+  for (const std::int64_t count : rows) {
+    parts.push_back(detail::mutable_bytes_of(tensor, first * row_elements, count * row_elements));
+    first += count;
+  }
+  return parts;
+}
+
+void check_counts(const at::Tensor& input, std::span<const std::int64_t> send_rows,
+                  std::span<const std::int64_t> receive_rows, const Communicator& comm) {
   const auto size = static_cast<std::size_t>(comm.size());
   ATHANOR_CHECK(input.dim() >= 1, "all_to_all_v on group {} got a scalar", comm.name());
   ATHANOR_CHECK(send_rows.size() == size && receive_rows.size() == size,
                 "all_to_all_v on group {} of {} ranks got {} send and {} receive counts", comm.name(), size,
                 send_rows.size(), receive_rows.size());
   const std::int64_t sent = detail::sum_of_counts(send_rows, comm);
-  const std::int64_t received = detail::sum_of_counts(receive_rows, comm);
-  const auto own = static_cast<std::size_t>(comm.rank());
   ATHANOR_CHECK(sent == input.size(0), "all_to_all_v on group {}, rank {}: counts ask to send {} rows of {}",
                 comm.name(), comm.rank(), sent, input.size(0));
+  const auto own = static_cast<std::size_t>(comm.rank());
   ATHANOR_CHECK(send_rows[own] == receive_rows[own],
                 "all_to_all_v on group {}, rank {}: {} rows to itself but {} from itself", comm.name(),
                 comm.rank(), send_rows[own], receive_rows[own]);
-  if (size == 1) {
+}
+
+}  // namespace
+
+at::Tensor all_to_all_v(const at::Tensor& input, std::span<const std::int64_t> send_rows,
+                        std::span<const std::int64_t> receive_rows, const Communicator& comm,
+                        Traffic purpose) {
+  check_counts(input, send_rows, receive_rows, comm);
+  if (comm.size() == 1) {
     return input;
   }
-  const at::Tensor source = input.contiguous();
-  at::Tensor output = at::empty(detail::with_rows(source, received), source.options());
-  comm.traffic().add(purpose, (sent - send_rows[own]) * detail::row_bytes(source));
-  comm.backend().all_to_all_v(output, source, receive_rows, send_rows);
+  const at::Tensor output =
+      at::empty(detail::with_rows(input, detail::sum_of_counts(receive_rows, comm)), input.options());
+  all_to_all_v_into(output, input, send_rows, receive_rows, comm, purpose);
   return output;
+}
+
+void all_to_all_v_into(const at::Tensor& output, const at::Tensor& input,
+                       std::span<const std::int64_t> send_rows, std::span<const std::int64_t> receive_rows,
+                       const Communicator& comm, Traffic purpose) {
+  check_counts(input, send_rows, receive_rows, comm);
+  ATHANOR_CHECK(output.dim() == input.dim() && output.size(0) == detail::sum_of_counts(receive_rows, comm) &&
+                    detail::row_bytes(output) == detail::row_bytes(input) && output.dtype() == input.dtype(),
+                "all_to_all_v_into on group {}, rank {}: the output does not hold the rows to receive",
+                comm.name(), comm.rank());
+  const at::Tensor source = input.contiguous();
+  const auto own = static_cast<std::size_t>(comm.rank());
+  const std::vector<MutableBytes> receive = row_parts(output, receive_rows);
+  const std::vector<MutableBytes> send = row_parts(source, send_rows);
+  std::ranges::copy(send[own], receive[own].begin());
+  comm.traffic().add(purpose, (source.size(0) - send_rows[own]) * detail::row_bytes(source));
+  comm.backend().exchange(receive, std::vector<Bytes>(send.begin(), send.end()));
 }
 
 at::Tensor exchange_counts(const at::Tensor& counts, const Communicator& comm, Traffic purpose) {

@@ -1,9 +1,9 @@
-// The collective operations on tensors. All are collective over the group they are given and block the host until
-// the result may be read. On a null communicator or a group of one they copy or return their input.
+// The collective operations on tensors. All are collective over the group they are given and block the host
+// until the result may be read. On a null communicator or a group of one they copy or return their input.
 //
-// Contract 6: sums of floating-point numbers are made in rank order in the accumulation type (f32 for f32, bf16 and
-// fp16; f64 for f64), by exchange - sum - gather of our own, so their bits depend on the group's size alone, not on
-// bucket sizes or on what MPI chooses. Integers go through MPI.
+// Contract 6: sums of floating-point numbers are made in rank order in the accumulation type (f32 for f32,
+// bf16 and fp16; f64 for f64), by exchange - sum - gather of our own, so their bits depend on the group's
+// size alone, not on bucket sizes or on what MPI chooses. Integers go through MPI.
 #pragma once
 
 #include <cstdint>
@@ -19,10 +19,15 @@
 
 namespace athanor::parallel {
 
-/// Sends rows of `input` [sum(send_rows), ...] to ranks in order and returns [sum(receive_rows), ...], ordered by
-/// source rank. Empty parts are ordinary. Throws InternalError when counts and shapes disagree.
+/// Sends rows of `input` [sum(send_rows), ...] to ranks in order and returns [sum(receive_rows), ...],
+/// ordered by source rank. Empty parts are ordinary. Throws InternalError when counts and shapes disagree.
 at::Tensor all_to_all_v(const at::Tensor& input, std::span<const std::int64_t> send_rows,
-                        std::span<const std::int64_t> receive_rows, const Communicator& comm, Traffic purpose);
+                        std::span<const std::int64_t> receive_rows, const Communicator& comm,
+                        Traffic purpose);
+/// As all_to_all_v into `output` (contiguous, sum(receive_rows) rows of the input's type and row shape).
+void all_to_all_v_into(const at::Tensor& output, const at::Tensor& input,
+                       std::span<const std::int64_t> send_rows, std::span<const std::int64_t> receive_rows,
+                       const Communicator& comm, Traffic purpose);
 
 /// Each rank passes size() numbers, one for each rank, and gets the size() numbers meant for it.
 /// `counts` is an int64 tensor [size, ...]; row r goes to rank r.
@@ -38,10 +43,13 @@ void all_gather_into(at::Tensor& output, const at::Tensor& input, const Communic
 
 /// Sum over ranks, in rank order, of `input` [size * n, ...] (floats); rank r gets rows [r*n, (r+1)*n).
 at::Tensor reduce_scatter_sum(const at::Tensor& input, const Communicator& comm, Traffic purpose);
-/// As reduce_scatter_sum into `output` [n, ...] of the accumulation type or the input's.
-void reduce_scatter_sum_into(at::Tensor& output, const at::Tensor& input, const Communicator& comm, Traffic purpose);
+/// As reduce_scatter_sum into `output` [n, ...] of the accumulation type or the input's; `output` may be this
+/// rank's rows of `input`.
+void reduce_scatter_sum_into(at::Tensor& output, const at::Tensor& input, const Communicator& comm,
+                             Traffic purpose);
 
-/// Elementwise reduction in place. Floats: sum in rank order, max and min exact (NaN wins). Integers: through MPI.
+/// Elementwise reduction in place. Floats: sum in rank order, max and min exact (NaN wins). Integers: through
+/// MPI.
 void all_reduce_(at::Tensor& tensor, ReduceOp op, const Communicator& comm, Traffic purpose);
 /// Sum of one number over the group in rank order.
 double all_reduce_sum(double value, const Communicator& comm);

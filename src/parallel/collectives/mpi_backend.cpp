@@ -4,6 +4,7 @@
 #include <vector>
 
 #include <ATen/ATen.h>
+#include <fmt/format.h>
 
 #include "base/checked_cast.hpp"
 #include "base/error.hpp"
@@ -60,6 +61,48 @@ class ContiguousType {
   MPI_Datatype type_ = MPI_DATATYPE_NULL;
 };
 
+// Messages under way, in pieces whose counts fit an int.
+class Requests {
+ public:
+  explicit Requests(const detail::CommunicatorState& state) : state_(state) {}
+
+  void receive(MutableBytes bytes, int source) {
+    for (; !bytes.empty(); bytes = bytes.subspan(piece(bytes.size()))) {
+      const int count = base::checked_cast<int>(piece(bytes.size()), "a message's bytes");
+      ATHANOR_MPI_CALL(state_, MPI_Irecv(bytes.data(), count, MPI_BYTE, source, tag, state_.comm, add()));
+    }
+  }
+  void send(Bytes bytes, int target) {
+    for (; !bytes.empty(); bytes = bytes.subspan(piece(bytes.size()))) {
+      const int count = base::checked_cast<int>(piece(bytes.size()), "a message's bytes");
+      ATHANOR_MPI_CALL(state_, MPI_Isend(bytes.data(), count, MPI_BYTE, target, tag, state_.comm, add()));
+    }
+  }
+  void wait() {
+    const int count = base::checked_cast<int>(requests_.size(), "the number of messages");
+    std::vector<MPI_Status> statuses(requests_.size());
+    const int code = MPI_Waitall(count, requests_.data(), statuses.data());
+    if (code == MPI_ERR_IN_STATUS) {  // the reasons are in the single messages
+      for (const MPI_Status& status : statuses) {
+        detail::check_mpi(status.MPI_ERROR == MPI_ERR_PENDING ? MPI_SUCCESS : status.MPI_ERROR,
+                          fmt::format("MPI_Waitall (exchange with rank {})", status.MPI_SOURCE), state_.name,
+                          state_.rank, state_.size);
+      }
+    }
+    detail::check_mpi(code, "MPI_Waitall (exchange)", state_.name, state_.rank, state_.size);
+  }
+
+ private:
+  static constexpr int tag = 1;
+  static std::size_t piece(std::size_t bytes) {
+    return std::min(bytes, static_cast<std::size_t>(max_call_bytes));
+  }
+  MPI_Request* add() { return &requests_.emplace_back(MPI_REQUEST_NULL); }
+
+  const detail::CommunicatorState& state_;
+  std::vector<MPI_Request> requests_;
+};
+
 MPI_Datatype integer_type(at::ScalarType type) {
   switch (type) {
     case at::kInt:
@@ -93,24 +136,20 @@ MPI_Op mpi_op(ReduceOp op, at::ScalarType type) {
 
 }  // namespace
 
-void MpiBackend::all_to_all_v(at::Tensor& output, const at::Tensor& input,
-                              std::span<const std::int64_t> receive_rows,
-                              std::span<const std::int64_t> send_rows) {
-  check_buffer(output, "output");
-  check_buffer(input, "input");
-  const std::int64_t bytes = row_bytes(input);
-  if (bytes == 0) {
-    return;  // rows without elements, on every rank alike
+void MpiBackend::exchange(std::span<const MutableBytes> receive, std::span<const Bytes> send) {
+  ATHANOR_CHECK(receive.size() == static_cast<std::size_t>(state_.size) && send.size() == receive.size(),
+                "an exchange needs one part for each of the {} ranks of group {}", state_.size, state_.name);
+  Requests requests(state_);
+  // Each rank begins with its right-hand neighbour, so that not all of them send to rank 0 first.
+  for (int step = 1; step < state_.size; ++step) {
+    const int source = (state_.rank - step + state_.size) % state_.size;
+    requests.receive(receive[static_cast<std::size_t>(source)], source);
   }
-  const std::int64_t send_unit = rows_per_unit(send_rows);
-  const std::int64_t receive_unit = rows_per_unit(receive_rows);
-  const RowUnits send = in_units(send_rows, send_unit);
-  const RowUnits receive = in_units(receive_rows, receive_unit);
-  const ContiguousType send_type(send_unit * bytes, state_);
-  const ContiguousType receive_type(receive_unit * bytes, state_);
-  ATHANOR_MPI_CALL(state_, MPI_Alltoallv(buffer_of(input), send.counts.data(), send.offsets.data(),
-                                         send_type.get(), buffer_of(output), receive.counts.data(),
-                                         receive.offsets.data(), receive_type.get(), state_.comm));
+  for (int step = 1; step < state_.size; ++step) {
+    const int target = (state_.rank + step) % state_.size;
+    requests.send(send[static_cast<std::size_t>(target)], target);
+  }
+  requests.wait();
 }
 
 void MpiBackend::all_gather_v(at::Tensor& output, const at::Tensor& input,

@@ -2,6 +2,7 @@
 // blocks are gathered; short tensors are gathered whole and added everywhere, which takes one exchange
 // instead of two and gives the same bits, because each element is still added in the same order in the same
 // type.
+#include <algorithm>
 #include <vector>
 
 #include <ATen/ATen.h>
@@ -18,55 +19,94 @@ namespace {
 // Elements up to which all_reduce_ gathers everything.
 constexpr std::int64_t gather_limit = 4096;
 
-std::vector<std::int64_t> block_sizes(std::int64_t total, const Communicator& comm) {
-  std::vector<std::int64_t> sizes;
-  for (int r = 0; r < comm.size(); ++r) {
-    sizes.push_back(block_of(total, comm.size(), r).count);
-  }
-  return sizes;
+// Elements of one rank's block that are exchanged and reduced at a time: what n ranks contribute stays near
+// the caches, and the buffer for it small. The bits do not depend on it.
+std::int64_t piece_elements(const Communicator& comm) {
+  return std::max<std::int64_t>(std::int64_t{1} << 14, (std::int64_t{1} << 20) / comm.size());
 }
 
-// Bytes this rank sends in an all-reduce: the other ranks' blocks, then its own to each of them. Short
-// tensors count alike although they travel whole: bytes must not depend on which path is the faster one.
+// Bytes this rank sends in an all-reduce: the other ranks' blocks, then its own to each of them. All paths
+// count alike, also those that send otherwise: bytes must not depend on which of them is the faster one.
 std::int64_t all_reduce_bytes(const at::Tensor& tensor, const Communicator& comm) {
-  const std::int64_t own = block_of(tensor.numel(), comm.size(), comm.rank()).count;
-  return (tensor.numel() - own + own * (comm.size() - 1)) * static_cast<std::int64_t>(tensor.element_size());
+  const std::int64_t others = comm.size() - 1;
+  const std::int64_t chunk = piece_elements(comm) * comm.size();
+  const std::int64_t rest = tensor.numel() % chunk;
+  const std::int64_t own_rest = block_of(rest, comm.size(), comm.rank()).count;
+  const std::int64_t elements =
+      tensor.numel() / chunk * 2 * others * piece_elements(comm) + (rest - own_rest) + own_rest * others;
+  return elements * static_cast<std::int64_t>(tensor.element_size());
 }
 
-// Every rank's contribution (equal sizes) of the rows of `received`, in rank order.
-std::vector<at::Tensor> parts_of(const at::Tensor& received, const Communicator& comm) {
-  const std::int64_t rows = received.size(0) / comm.size();
-  std::vector<at::Tensor> parts;
-  for (int r = 0; r < comm.size(); ++r) {
-    parts.push_back(received.narrow(0, r * rows, rows));
+// Reduces one block for each rank of the ranks' flat tensors; this rank's result goes to `output`, which may
+// be its block of `flat`.
+class BlockReducer {
+ public:
+  BlockReducer(const at::Tensor& flat, std::int64_t max_block, const Communicator& comm)
+      : flat_(flat), comm_(comm), received_(at::empty({max_block * (comm.size() - 1)}, flat.options())) {}
+
+  void reduce(at::Tensor& output, std::span<const Block> blocks, ReduceOp op) const {
+    const auto own = static_cast<std::size_t>(comm_.rank());
+    const std::int64_t count = blocks[own].count;
+    std::vector<Bytes> send(blocks.size());
+    std::vector<MutableBytes> receive(blocks.size());
+    std::vector<at::Tensor> parts(blocks.size());
+    std::int64_t slot = 0;
+    for (std::size_t r = 0; r < blocks.size(); ++r) {
+      if (r == own) {
+        parts[r] = flat_.narrow(0, blocks[r].first, count);
+        continue;
+      }
+      send[r] = detail::bytes_of(flat_, blocks[r].first, blocks[r].count);
+      receive[r] = detail::mutable_bytes_of(received_, slot, count);
+      parts[r] = received_.narrow(0, slot, count);
+      slot += count;
+    }
+    comm_.backend().exchange(receive, send);
+    reduce_in_rank_order(output, parts, op);
   }
-  return parts;
+
+ private:
+  const at::Tensor& flat_;
+  const Communicator& comm_;
+  at::Tensor received_;
+};
+
+void all_reduce_short(at::Tensor& flat, ReduceOp op, const Communicator& comm) {
+  const std::vector<std::int64_t> rows(static_cast<std::size_t>(comm.size()), flat.numel());
+  at::Tensor gathered = at::empty({flat.numel() * comm.size()}, flat.options());
+  comm.backend().all_gather_v(gathered, flat, rows);
+  reduce_in_rank_order(flat, gathered.split(std::max<std::int64_t>(flat.numel(), 1)), op);
 }
 
-// Reduces block `rows[rank]` of the ranks' inputs into `output`.
-void reduce_own_block(at::Tensor& output, const at::Tensor& input, std::span<const std::int64_t> rows,
-                      ReduceOp op, const Communicator& comm) {
-  const std::int64_t own = rows[static_cast<std::size_t>(comm.rank())];
-  const std::vector<std::int64_t> receive_rows(rows.size(), own);
-  at::Tensor received = at::empty(detail::with_rows(input, own * comm.size()), input.options());
-  comm.backend().all_to_all_v(received, input, receive_rows, rows);
-  reduce_in_rank_order(output, parts_of(received, comm), op);
+void all_reduce_long(at::Tensor& flat, ReduceOp op, const Communicator& comm) {
+  const std::int64_t piece = piece_elements(comm);
+  const BlockReducer reducer(flat, std::min(piece, flat.numel()), comm);
+  std::vector<Block> blocks(static_cast<std::size_t>(comm.size()));
+  std::vector<std::int64_t> rows(blocks.size());
+  for (std::int64_t first = 0; first < flat.numel(); first += piece * comm.size()) {
+    const std::int64_t count = std::min(piece * comm.size(), flat.numel() - first);
+    for (int r = 0; r < comm.size(); ++r) {
+      const Block block = block_of(count, comm.size(), r);
+      blocks[static_cast<std::size_t>(r)] = {first + block.first, block.count};
+      rows[static_cast<std::size_t>(r)] = block.count;
+    }
+    const Block& own = blocks[static_cast<std::size_t>(comm.rank())];
+    at::Tensor own_block = flat.narrow(0, own.first, own.count);
+    reducer.reduce(own_block, blocks, op);
+    at::Tensor chunk = flat.narrow(0, first, count);
+    comm.backend().all_gather_v(chunk, own_block, rows);
+  }
 }
 
 void all_reduce_floats(at::Tensor& flat, ReduceOp op, const Communicator& comm) {
-  if (flat.numel() <= gather_limit) {
-    const std::vector<std::int64_t> rows(static_cast<std::size_t>(comm.size()), flat.numel());
-    at::Tensor gathered = at::empty({flat.numel() * comm.size()}, flat.options());
-    comm.backend().all_gather_v(gathered, flat, rows);
-    reduce_in_rank_order(flat, parts_of(gathered, comm), op);
+  if (flat.numel() == 0) {
     return;
   }
-  const std::vector<std::int64_t> rows = block_sizes(flat.numel(), comm);
-  const Block own = block_of(flat.numel(), comm.size(), comm.rank());
-  at::Tensor own_block = flat.narrow(0, own.first, own.count);
-  at::Tensor reduced = at::empty_like(own_block);
-  reduce_own_block(reduced, flat, rows, op, comm);
-  comm.backend().all_gather_v(flat, reduced, rows);
+  if (flat.numel() <= gather_limit) {
+    all_reduce_short(flat, op, comm);
+  } else {
+    all_reduce_long(flat, op, comm);
+  }
 }
 
 bool is_mpi_integer(at::ScalarType type) {
@@ -76,8 +116,8 @@ bool is_mpi_integer(at::ScalarType type) {
 }  // namespace
 
 at::Tensor reduce_scatter_sum(const at::Tensor& input, const Communicator& comm, Traffic purpose) {
-  ATHANOR_CHECK(input.dim() >= 1 && input.size(0) % comm.size() == 0,
-                "reduce_scatter_sum on group {} of {} ranks needs a number of rows that they divide",
+  ATHANOR_CHECK(input.dim() >= 1 && input.is_floating_point() && input.size(0) % comm.size() == 0,
+                "reduce_scatter_sum on group {} of {} ranks needs floats and a number of rows that they divide",
                 comm.name(), comm.size());
   if (comm.size() == 1) {
     return input;
@@ -97,10 +137,21 @@ void reduce_scatter_sum_into(at::Tensor& output, const at::Tensor& input, const 
     output.copy_(input.view(output.sizes()));
     return;
   }
-  const at::Tensor source = input.contiguous();
-  const std::vector<std::int64_t> rows(static_cast<std::size_t>(comm.size()), source.size(0) / comm.size());
-  comm.traffic().add(purpose, detail::total_bytes(source) / comm.size() * (comm.size() - 1));
-  reduce_own_block(output, source, rows, ReduceOp::sum, comm);
+  const at::Tensor flat = input.contiguous().detach().view({-1});
+  const at::Tensor flat_output = output.detach().view({-1});
+  const std::int64_t own_elements = flat_output.numel();
+  comm.traffic().add(purpose, detail::total_bytes(flat) / comm.size() * (comm.size() - 1));
+  const std::int64_t piece = std::min(piece_elements(comm), own_elements);
+  const BlockReducer reducer(flat, piece, comm);
+  std::vector<Block> blocks(static_cast<std::size_t>(comm.size()));
+  for (std::int64_t first = 0; first < own_elements; first += piece) {
+    const std::int64_t count = std::min(piece, own_elements - first);
+    for (int r = 0; r < comm.size(); ++r) {
+      blocks[static_cast<std::size_t>(r)] = {r * own_elements + first, count};
+    }
+    at::Tensor part = flat_output.narrow(0, first, count);
+    reducer.reduce(part, blocks, ReduceOp::sum);
+  }
 }
 
 void all_reduce_(at::Tensor& tensor, ReduceOp op, const Communicator& comm, Traffic purpose) {

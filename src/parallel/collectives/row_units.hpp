@@ -7,8 +7,8 @@
 
 namespace athanor::parallel {
 
-/// How many rows one counted unit holds: 1 while all rows together fit an int, else the counts' greatest common
-/// divisor (flat buckets are padded to equal parts, so that is large).
+/// How many rows one counted unit holds: 1 while all rows together fit an int, else the counts' greatest
+/// common divisor (flat buckets are padded to equal parts, so that is large).
 std::int64_t rows_per_unit(std::span<const std::int64_t> rows);
 
 /// Counts by rank and their running sums, in units.

@@ -4,12 +4,6 @@
 
 namespace athanor::parallel {
 
-void SelfBackend::all_to_all_v(at::Tensor& output, const at::Tensor& input,
-                               std::span<const std::int64_t> /*receive_rows*/,
-                               std::span<const std::int64_t> /*send_rows*/) {
-  output.copy_(input);
-}
-
 void SelfBackend::all_gather_v(at::Tensor& output, const at::Tensor& input,
                                std::span<const std::int64_t> /*rows*/) {
   if (output.const_data_ptr() != input.const_data_ptr()) {

@@ -8,8 +8,7 @@ namespace athanor::parallel {
 /// Backend of null communicators and groups of one rank; needs no MPI.
 class SelfBackend final : public CollectiveBackend {
  public:
-  void all_to_all_v(at::Tensor& output, const at::Tensor& input, std::span<const std::int64_t> receive_rows,
-                    std::span<const std::int64_t> send_rows) override;
+  void exchange(std::span<const MutableBytes> /*receive*/, std::span<const Bytes> /*send*/) override {}
   void all_gather_v(at::Tensor& output, const at::Tensor& input, std::span<const std::int64_t> rows) override;
   void all_reduce_integers(at::Tensor& /*tensor*/, ReduceOp /*op*/) override {}
   void broadcast(at::Tensor& /*tensor*/, int /*root*/) override {}

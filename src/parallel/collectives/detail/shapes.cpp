@@ -24,6 +24,23 @@ std::vector<std::int64_t> with_rows(const at::Tensor& tensor, std::int64_t rows)
   return shape;
 }
 
+Bytes bytes_of(const at::Tensor& tensor, std::int64_t first, std::int64_t count) {
+  const MutableBytes bytes = mutable_bytes_of(tensor, first, count);
+  return {bytes.data(), bytes.size()};
+}
+
+MutableBytes mutable_bytes_of(const at::Tensor& tensor, std::int64_t first, std::int64_t count) {
+  if (count == 0) {
+    return {};
+  }
+  ATHANOR_CHECK(
+      tensor.is_contiguous() && tensor.device().is_cpu() && first >= 0 && first + count <= tensor.numel(),
+      "elements [{}, {}) of a tensor of {}", first, first + count, tensor.numel());
+  const auto item_bytes = static_cast<std::int64_t>(tensor.element_size());
+  return {static_cast<std::byte*>(tensor.data_ptr()) + first * item_bytes,
+          static_cast<std::size_t>(count * item_bytes)};
+}
+
 std::int64_t sum_of_counts(std::span<const std::int64_t> counts, const Communicator& comm) {
   std::int64_t sum = 0;
   for (const std::int64_t count : counts) {

@@ -7,6 +7,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "parallel/collectives/backend.hpp"
 #include "parallel/communicator.hpp"
 
 namespace athanor::parallel::detail {
@@ -17,6 +18,9 @@ std::int64_t row_bytes(const at::Tensor& tensor);
 std::int64_t total_bytes(const at::Tensor& tensor);
 /// The shape of `tensor` with `rows` rows in dim 0.
 std::vector<std::int64_t> with_rows(const at::Tensor& tensor, std::int64_t rows);
+/// Elements [first, first + count) of a contiguous tensor.
+Bytes bytes_of(const at::Tensor& tensor, std::int64_t first, std::int64_t count);
+MutableBytes mutable_bytes_of(const at::Tensor& tensor, std::int64_t first, std::int64_t count);
 /// Sum of non-negative counts; throws InternalError naming the group when one is negative.
 std::int64_t sum_of_counts(std::span<const std::int64_t> counts, const Communicator& comm);
 
