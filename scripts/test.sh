@@ -97,12 +97,12 @@ elif ! part "build with tests" 8 scripts/build.sh test; then
   count "build" 1
 else
   part "lint" 2 run_ctest build/test -L '^lint$'
-  part "unit and MPI tests" 4 run_ctest build/test -LE '^(lint|contract)$'
-  part "contracts" 4 run_ctest build/test -L '^contract$'
+  part "unit and MPI tests" 3 run_ctest build/test -LE '^(lint|contract)$'
+  part "contracts" 3 run_ctest build/test -L '^contract$'
   if [[ -x scripts/parity.sh ]]; then
     part "parity" 3 timeout 900 scripts/parity.sh
     count "parity" $?
   fi
-  part "sanitizers" 8 sanitizer_tests
+  part "sanitizers" 5 sanitizer_tests
 fi
 report

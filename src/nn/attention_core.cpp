@@ -1,11 +1,12 @@
 #include <ATen/ATen.h>
+#include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
 #include <torch/csrc/autograd/custom_function.h>
 
-#include <limits>
-#include <optional>
-
 #include "base/error.hpp"
-#include "nn/attention.hpp"
+#include "kernels/attention.hpp"
+#include "nn/detail/attention_functions.hpp"
+#include "nn/detail/function_context.hpp"
 
 namespace athanor::nn {
 
@@ -15,96 +16,90 @@ using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
 
-/// [B, L, G, C] -> [B, H, L, C], each key/value head repeated over its H/G query heads.
-at::Tensor repeat_heads(const at::Tensor& x_BLGC, std::int64_t heads) {
-  const std::int64_t repeats = heads / x_BLGC.size(2);
-  if (repeats == 1) {
-    return x_BLGC.transpose(1, 2);
+/// On one thread: our kernel, 2 to 3 times as fast as ATen's, and in the accumulation type for 16-bit inputs.
+struct AttentionKernel : Function<AttentionKernel> {
+  static kernels::AttentionShape shape_of(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                          const at::Tensor& query_documents, const at::Tensor& key_documents,
+                                          bool causal) {
+    kernels::AttentionShape shape;
+    shape.batch = q.size(0);
+    shape.queries = q.size(1);
+    shape.keys = k.size(1);
+    shape.heads = q.size(2);
+    shape.kv_heads = k.size(2);
+    shape.head_dim = q.size(3);
+    shape.q_token_stride = q.stride(1);
+    shape.k_token_stride = k.stride(1);
+    shape.v_token_stride = v.stride(1);
+    shape.causal = causal;
+    if (query_documents.defined()) {
+      shape.query_documents = query_documents.const_data_ptr<std::int64_t>();
+      shape.key_documents = key_documents.const_data_ptr<std::int64_t>();
+    }
+    return shape;
   }
-  const at::Tensor x_BGrLC = x_BLGC.transpose(1, 2).unsqueeze(2).expand(
-      {x_BLGC.size(0), x_BLGC.size(2), repeats, x_BLGC.size(1), x_BLGC.size(3)});
-  return x_BGrLC.reshape({x_BLGC.size(0), heads, x_BLGC.size(1), x_BLGC.size(3)});
-}
 
-/// The adjoint: sums the gradients of a head's copies. [B, H, L, C] -> [B, L, G, C].
-at::Tensor sum_heads(const at::Tensor& grad_BHLC, std::int64_t kv_heads) {
-  const std::int64_t repeats = grad_BHLC.size(1) / kv_heads;
-  if (repeats == 1) {
-    return grad_BHLC.transpose(1, 2);
-  }
-  return grad_BHLC.unflatten(1, {kv_heads, repeats}).sum(2).transpose(1, 2);
-}
-
-/// The mask as what is added to the scores, [1 or B, 1, S, L] of 0 and -infinity; none when the kernel's own
-/// causal flag says it all.
-std::optional<at::Tensor> additive_mask(const AttentionMask& mask, std::int64_t queries, std::int64_t keys,
-                                        at::ScalarType dtype) {
-  at::Tensor allowed;  // bool [1 or B, S, L]
-  const bool needs_causal = mask.causal && queries > 1;
-  if (needs_causal && (queries != keys || mask.query_documents_BS.defined())) {
-    const at::Tensor query_position = at::arange(queries, at::kLong).unsqueeze(1) + (keys - queries);
-    allowed = at::arange(keys, at::kLong).unsqueeze(0).le(query_position).unsqueeze(0);
-  }
-  if (mask.query_documents_BS.defined()) {
-    const at::Tensor same = mask.query_documents_BS.unsqueeze(2).eq(mask.key_documents_BL.unsqueeze(1));
-    allowed = allowed.defined() ? allowed.logical_and(same) : same;
-  }
-  if (!allowed.defined()) {
-    return std::nullopt;
-  }
-  const at::Tensor zero = at::zeros({}, dtype);
-  return at::where(allowed, zero, at::full({}, -std::numeric_limits<double>::infinity(), dtype)).unsqueeze(1);
-}
-
-struct AttentionCore : Function<AttentionCore> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& q_BSHC, const at::Tensor& k_BLGC,
-                            const at::Tensor& v_BLGC, const std::optional<at::Tensor>& mask, bool is_causal) {
-    const std::int64_t heads = q_BSHC.size(2);
-    const at::Tensor q = q_BSHC.transpose(1, 2);
-    const at::Tensor k = repeat_heads(k_BLGC, heads);
-    const at::Tensor v = repeat_heads(v_BLGC, heads);
-    const auto [out, logsumexp] =
-        at::_scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, is_causal, mask);
-    ctx->save_for_backward({q, k, v, out, logsumexp, mask.value_or(at::Tensor())});
-    ctx->saved_data["is_causal"] = is_causal;
-    ctx->saved_data["kv_heads"] = k_BLGC.size(2);
-    return out.transpose(1, 2);
+                            const at::Tensor& v_BLGC, const at::Tensor& query_documents,
+                            const at::Tensor& key_documents, bool causal) {
+    const at::Tensor q = detail::with_dense_heads(q_BSHC);
+    const at::Tensor k = detail::with_dense_heads(k_BLGC);
+    const at::Tensor v = detail::with_dense_heads(v_BLGC);
+    const kernels::AttentionShape shape = shape_of(q, k, v, query_documents, key_documents, causal);
+    const at::Tensor y = at::empty(q.sizes(), q.options());
+    const at::Tensor lse = at::empty({q.size(0), q.size(2), q.size(1)},
+                                     q.options().dtype(parallel::accumulation_type(q.scalar_type())));
+    AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, q.scalar_type(), "attention", [&] {
+      kernels::cpu::attention_forward(q.const_data_ptr<scalar_t>(), k.const_data_ptr<scalar_t>(),
+                                      v.const_data_ptr<scalar_t>(), shape, y.data_ptr<scalar_t>(),
+                                      lse.data_ptr<kernels::accumulation_t<scalar_t>>());
+    });
+    ctx->save_for_backward({q, k, v, y, lse, query_documents, key_documents});
+    ctx->saved_data["causal"] = causal;
+    return y;
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const variable_list saved = ctx->get_saved_variables();
-    const std::optional<at::Tensor> mask = saved[5].defined() ? std::optional(saved[5]) : std::nullopt;
-    const std::int64_t kv_heads = ctx->saved_data["kv_heads"].toInt();
-    const auto [dq, dk, dv] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
-        grads[0].transpose(1, 2), saved[0], saved[1], saved[2], saved[3], saved[4], 0.0,
-        ctx->saved_data["is_causal"].toBool(), mask);
-    return {dq.transpose(1, 2), sum_heads(dk, kv_heads), sum_heads(dv, kv_heads), at::Tensor(), at::Tensor()};
+    const at::Tensor &q = saved[0], &k = saved[1], &v = saved[2], &y = saved[3], &lse = saved[4];
+    const kernels::AttentionShape shape =
+        shape_of(q, k, v, saved[5], saved[6], ctx->saved_data["causal"].toBool());
+    const at::Tensor dy = grads[0].contiguous();
+    const at::Tensor dq = at::empty(q.sizes(), q.options());
+    const at::Tensor dk = at::empty(k.sizes(), k.options());
+    const at::Tensor dv = at::empty(v.sizes(), v.options());
+    AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, q.scalar_type(), "attention_backward", [&] {
+      kernels::cpu::attention_backward(
+          dy.const_data_ptr<scalar_t>(), q.const_data_ptr<scalar_t>(), k.const_data_ptr<scalar_t>(),
+          v.const_data_ptr<scalar_t>(), y.const_data_ptr<scalar_t>(),
+          lse.const_data_ptr<kernels::accumulation_t<scalar_t>>(), shape, dq.data_ptr<scalar_t>(),
+          dk.data_ptr<scalar_t>(), dv.data_ptr<scalar_t>());
+    });
+    return {dq, dk, dv, at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };
 
 }  // namespace
 
+at::Tensor detail::one_thread_attention(const at::Tensor& q_BSHC, const at::Tensor& k_BLGC,
+                                        const at::Tensor& v_BLGC, const AttentionMask& mask) {
+  const auto dense = [](const at::Tensor& ids) { return ids.defined() ? ids.contiguous() : ids; };
+  return AttentionKernel::apply(q_BSHC, k_BLGC, v_BLGC, dense(mask.query_documents_BS),
+                                dense(mask.key_documents_BL), mask.causal);
+}
+
 at::Tensor attention_core(const at::Tensor& q_BSHC, const at::Tensor& k_BLGC, const at::Tensor& v_BLGC,
                           const AttentionMask& mask) {
-  const std::int64_t queries = q_BSHC.size(1);
-  const std::int64_t keys = k_BLGC.size(1);
   ATHANOR_CHECK(q_BSHC.size(2) % k_BLGC.size(2) == 0 && k_BLGC.sizes() == v_BLGC.sizes(),
                 "attention of {} query heads over {} key/value heads", q_BSHC.size(2), k_BLGC.size(2));
-  ATHANOR_CHECK(!mask.causal || queries <= keys, "causal attention of {} queries over {} keys", queries,
-                keys);
+  ATHANOR_CHECK(!mask.causal || q_BSHC.size(1) <= k_BLGC.size(1),
+                "causal attention of {} queries over {} keys", q_BSHC.size(1), k_BLGC.size(1));
   ATHANOR_CHECK(mask.query_documents_BS.defined() == mask.key_documents_BL.defined(),
                 "document ids of queries and keys must be given together");
-  if (q_BSHC.numel() == 0) {
-    return q_BSHC + 0.0 * (k_BLGC.sum() + v_BLGC.sum());  // keeps all three in the graph
+  if (at::get_num_threads() == 1 || q_BSHC.numel() == 0) {
+    return detail::one_thread_attention(q_BSHC, k_BLGC, v_BLGC, mask);
   }
-  if (q_BSHC.scalar_type() == at::kHalf) {
-    // fp16 products are 80 times slower than f32 ones on a CPU, so the core alone runs in f32.
-    return attention_core(q_BSHC.to(at::kFloat), k_BLGC.to(at::kFloat), v_BLGC.to(at::kFloat), mask)
-        .to(at::kHalf);
-  }
-  const std::optional<at::Tensor> added = additive_mask(mask, queries, keys, q_BSHC.scalar_type());
-  const bool is_causal = mask.causal && queries > 1 && !added.has_value();
-  return AttentionCore::apply(q_BSHC, k_BLGC, v_BLGC, added, is_causal);
+  return detail::threaded_attention(q_BSHC, k_BLGC, v_BLGC, mask);
 }
 
 }  // namespace athanor::nn

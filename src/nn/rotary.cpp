@@ -17,14 +17,6 @@ using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
 
-/// x itself when its heads are dense and its tokens evenly spaced (a part of a wider projection is), else a
-/// copy.
-at::Tensor with_dense_heads(const at::Tensor& x_BSHC) {
-  const bool dense = x_BSHC.stride(3) == 1 && x_BSHC.stride(2) == x_BSHC.size(3) &&
-                     x_BSHC.stride(0) == x_BSHC.size(1) * x_BSHC.stride(1);
-  return dense ? x_BSHC : x_BSHC.contiguous();
-}
-
 kernels::HeadsShape shape_of(const at::Tensor& x_BSHC) {
   return {x_BSHC.size(0) * x_BSHC.size(1), x_BSHC.size(2), x_BSHC.size(3), x_BSHC.stride(1)};
 }
@@ -41,7 +33,7 @@ void check_tables(const at::Tensor& x_BSHC, const at::Tensor& cos, const at::Ten
 
 at::Tensor rotated(const at::Tensor& x_in, const at::Tensor& cos, const at::Tensor& sin,
                    kernels::RotaryDirection direction) {
-  const at::Tensor x = with_dense_heads(x_in);
+  const at::Tensor x = detail::with_dense_heads(x_in);
   const at::Tensor y = at::empty(x.sizes(), x.options());
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, x.scalar_type(), "rotary", [&] {
     using A = kernels::accumulation_t<scalar_t>;
@@ -72,7 +64,7 @@ struct HeadNormRotary : Function<HeadNormRotary> {
     check_tables(x_in, cos, sin);
     ATHANOR_CHECK(weight.numel() == x_in.size(3), "a head norm of {} weights meets heads of width {}",
                   weight.numel(), x_in.size(3));
-    const at::Tensor x = with_dense_heads(x_in);
+    const at::Tensor x = detail::with_dense_heads(x_in);
     const at::Tensor y = at::empty(x.sizes(), x.options());
     const at::Tensor rstd = at::empty({x.size(0), x.size(1), x.size(2)}, cos.options());
     AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, x.scalar_type(), "head_norm_rotary", [&] {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <chrono>
 #include <cstdint>
 #include <string_view>
 
@@ -22,10 +23,36 @@ class TrafficCounters {
   void add(Traffic kind, std::int64_t bytes) { bytes_[static_cast<std::size_t>(kind)] += bytes; }
   std::int64_t bytes(Traffic kind) const { return bytes_[static_cast<std::size_t>(kind)]; }
   const std::array<std::int64_t, num_traffic_kinds>& all() const { return bytes_; }
-  void reset() { bytes_.fill(0); }
+  void add_seconds(Traffic kind, double seconds) { seconds_[static_cast<std::size_t>(kind)] += seconds; }
+  /// Time this rank spent in collectives of a purpose, waiting included.
+  double seconds(Traffic kind) const { return seconds_[static_cast<std::size_t>(kind)]; }
+  void reset() {
+    bytes_.fill(0);
+    seconds_.fill(0.0);
+  }
 
  private:
   std::array<std::int64_t, num_traffic_kinds> bytes_{};
+  std::array<double, num_traffic_kinds> seconds_{};
+};
+
+/// One collective: counts its bytes now and its seconds when it goes out of scope.
+class TrafficScope {
+ public:
+  TrafficScope(TrafficCounters& counters, Traffic kind, std::int64_t bytes) : counters_(counters), kind_(kind) {
+    counters_.add(kind, bytes);
+  }
+  ~TrafficScope() {
+    counters_.add_seconds(kind_,
+                          std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count());
+  }
+  TrafficScope(const TrafficScope&) = delete;
+  TrafficScope& operator=(const TrafficScope&) = delete;
+
+ private:
+  TrafficCounters& counters_;
+  Traffic kind_;
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
 }  // namespace athanor::parallel

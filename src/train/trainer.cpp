@@ -122,6 +122,10 @@ StepMetrics Trainer::step(const std::vector<data::Batch>& micro_batches) {
   metrics.times.optimizer_s = parts.optimizer.last_times().update_s;
   metrics.times.gather_s = parts.optimizer.last_times().gather_s;
 
+  const parallel::TrafficCounters& traffic = parts.grid.role().traffic();
+  metrics.times.exchange_s =
+      traffic.seconds(parallel::Traffic::dispatch) + traffic.seconds(parallel::Traffic::combine);
+
   StepSums sums(parts.model, statistics, counts_replica ? ce_sum : 0.0);
   sums.reduce(parts.grid.role());
   parts.scaler.update(!update.skipped);

@@ -95,8 +95,11 @@ TEST(Program, MissingFilesAre66) {
   EXPECT_EQ(run("train --config=/nowhere.ini").exit_code, 66);
   EXPECT_EQ(run("evaluate --checkpoint=/nowhere --data.valid=x").exit_code, 66);
   EXPECT_EQ(run("tokenize --input=/nowhere.txt --output=/tmp/never").exit_code, 66);
-  EXPECT_EQ(run("train --data.train=/nowhere/tokens --run.dir=/tmp/athanor_never " + tiny()).exit_code, 66);
-  EXPECT_FALSE(std::filesystem::exists("/tmp/athanor_never/config.ini"));
+  const ScratchFolder scratch;
+  EXPECT_EQ(
+      run("train --data.train=/nowhere/tokens " + tiny() + " --run.dir=" + scratch.path("run")).exit_code,
+      66);
+  EXPECT_FALSE(std::filesystem::exists(scratch.path("run") + "/config.ini"));
 }
 
 TEST(Program, DryRunPrintsThePlanAndDoesNothing) {

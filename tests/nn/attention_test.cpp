@@ -1,6 +1,7 @@
 // The attention core against plain softmax, gradients against finite differences, masks, and the key/value
 // store.
 #include "nn/attention.hpp"
+#include "nn/detail/attention_functions.hpp"
 
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
@@ -43,6 +44,9 @@ at::Tensor plain_attention(const at::Tensor& q, const at::Tensor& k, const at::T
   return at::matmul(scores.softmax(-1), vh).transpose(1, 2);
 }
 
+using Attention = at::Tensor (*)(const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                                 const AttentionMask&);
+
 struct Case {
   std::int64_t queries, keys, heads, kv_heads;
   bool documents;
@@ -70,11 +74,24 @@ TEST_P(AttentionCoreCases, MatchesPlainSoftmaxAndFiniteDifferences) {
   const Inputs inputs = {random_tensor({2, c.queries, c.heads, 6}, 1),
                          random_tensor({2, c.keys, c.kv_heads, 6}, 2),
                          random_tensor({2, c.keys, c.kv_heads, 6}, 3)};
-  const at::Tensor y = attention_core(inputs[0], inputs[1], inputs[2], mask);
-  expect_close(y, plain_attention(inputs[0], inputs[1], inputs[2], mask), 1e-13, "y");
-  const at::Tensor weight = random_tensor(y.sizes(), 9);
-  EXPECT_TRUE(gradients_match(
-      [&](const Inputs& in) { return (attention_core(in[0], in[1], in[2], mask) * weight).sum(); }, inputs));
+  for (const Attention attention : {detail::one_thread_attention, detail::threaded_attention}) {
+    const at::Tensor y = attention(inputs[0], inputs[1], inputs[2], mask);
+    expect_close(y, plain_attention(inputs[0], inputs[1], inputs[2], mask), 1e-13, "y");
+    const at::Tensor weight = random_tensor(y.sizes(), 9);
+    EXPECT_TRUE(gradients_match(
+        [&](const Inputs& in) { return (attention(in[0], in[1], in[2], mask) * weight).sum(); }, inputs));
+  }
+}
+
+/// Gradients of the sum of squares of y, fresh for each call.
+std::vector<at::Tensor> gradients_of_squares(Attention attention, Inputs& inputs) {
+  attention(inputs[0], inputs[1], inputs[2], {}).to(at::kFloat).pow(2).sum().backward();
+  std::vector<at::Tensor> gradients;
+  for (at::Tensor& input : inputs) {
+    gradients.push_back(input.grad().clone());
+    input.mutable_grad() = at::Tensor();
+  }
+  return gradients;
 }
 
 TEST(AttentionCore, LongSequencesInEveryTypeAndTwiceTheSameBits) {
@@ -83,19 +100,16 @@ TEST(AttentionCore, LongSequencesInEveryTypeAndTwiceTheSameBits) {
     for (std::uint64_t i = 0; i < 3; ++i) {
       inputs.push_back(random_tensor({2, 150, i == 0 ? 4 : 2, 16}, i, dtype).requires_grad_());
     }
-    const at::Tensor y = attention_core(inputs[0], inputs[1], inputs[2], {});
     const at::Tensor expected =
         plain_attention(inputs[0].to(at::kDouble), inputs[1].to(at::kDouble), inputs[2].to(at::kDouble), {});
-    expect_close(y, expected, dtype == at::kFloat ? 1e-6 : 1e-2, "y");
-    y.to(at::kFloat).pow(2).sum().backward();
-    std::vector<at::Tensor> first;
-    for (at::Tensor& input : inputs) {
-      first.push_back(input.grad().clone());
-      input.mutable_grad() = at::Tensor();
-    }
-    attention_core(inputs[0], inputs[1], inputs[2], {}).to(at::kFloat).pow(2).sum().backward();
-    for (std::size_t i = 0; i < 3; ++i) {
-      EXPECT_TRUE(at::equal(inputs[i].grad(), first[i]));
+    for (const Attention attention : {detail::one_thread_attention, detail::threaded_attention}) {
+      expect_close(attention(inputs[0], inputs[1], inputs[2], {}), expected,
+                   dtype == at::kFloat ? 1e-6 : 1e-2, "y");
+      const std::vector<at::Tensor> first = gradients_of_squares(attention, inputs);
+      const std::vector<at::Tensor> second = gradients_of_squares(attention, inputs);
+      for (std::size_t i = 0; i < 3; ++i) {
+        EXPECT_TRUE(at::equal(first[i], second[i]));
+      }
     }
   }
 }

@@ -4,6 +4,7 @@
 // probabilities.)
 #include "kernels/attention.hpp"
 
+#include <algorithm>
 #include <vector>
 
 #include "kernels/cpu/elements.hpp"

@@ -31,4 +31,12 @@ inline at::Tensor deliver_weight_gradient(parallel::GradAccumulator* sink, const
   return at::Tensor();
 }
 
+/// x itself when its heads are dense and its tokens evenly spaced (a part of a wider projection is), else a
+/// copy.
+inline at::Tensor with_dense_heads(const at::Tensor& x_BSHC) {
+  const bool dense = x_BSHC.stride(3) == 1 && x_BSHC.stride(2) == x_BSHC.size(3) &&
+                     x_BSHC.stride(0) == x_BSHC.size(1) * x_BSHC.stride(1);
+  return dense ? x_BSHC : x_BSHC.contiguous();
+}
+
 }  // namespace athanor::nn::detail

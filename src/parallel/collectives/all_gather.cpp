@@ -30,7 +30,7 @@ at::Tensor all_gather_v(const at::Tensor& input, std::span<const std::int64_t> r
   }
   const at::Tensor source = input.contiguous();
   at::Tensor output = at::empty(detail::with_rows(source, total), source.options());
-  comm.traffic().add(purpose, detail::total_bytes(source) * (comm.size() - 1));
+  const TrafficScope scope(comm.traffic(), purpose, detail::total_bytes(source) * (comm.size() - 1));
   comm.backend().all_gather_v(output, source, rows);
   return output;
 }
@@ -47,7 +47,7 @@ void all_gather_into(at::Tensor& output, const at::Tensor& input, const Communic
                 c10::toString(output.scalar_type()));
   const at::Tensor source = input.contiguous();
   const std::vector<std::int64_t> rows(static_cast<std::size_t>(comm.size()), source.size(0));
-  comm.traffic().add(purpose, detail::total_bytes(source) * (comm.size() - 1));
+  const TrafficScope scope(comm.traffic(), purpose, detail::total_bytes(source) * (comm.size() - 1));
   comm.backend().all_gather_v(output, source, rows);
 }
 

@@ -140,7 +140,7 @@ void reduce_scatter_sum_into(at::Tensor& output, const at::Tensor& input, const 
   const at::Tensor flat = input.contiguous().detach().view({-1});
   const at::Tensor flat_output = output.detach().view({-1});
   const std::int64_t own_elements = flat_output.numel();
-  comm.traffic().add(purpose, detail::total_bytes(flat) / comm.size() * (comm.size() - 1));
+  const TrafficScope scope(comm.traffic(), purpose, detail::total_bytes(flat) / comm.size() * (comm.size() - 1));
   const std::int64_t piece = std::min(piece_elements(comm), own_elements);
   const BlockReducer reducer(flat, piece, comm);
   std::vector<Block> blocks(static_cast<std::size_t>(comm.size()));
@@ -163,7 +163,7 @@ void all_reduce_(at::Tensor& tensor, ReduceOp op, const Communicator& comm, Traf
   }
   const at::Tensor contiguous = tensor.contiguous();
   at::Tensor flat = contiguous.detach().view({-1});
-  comm.traffic().add(purpose, all_reduce_bytes(flat, comm));
+  const TrafficScope scope(comm.traffic(), purpose, all_reduce_bytes(flat, comm));
   if (is_mpi_integer(type)) {
     comm.backend().all_reduce_integers(flat, op);
   } else {
