@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Trains the same model under different balance losses and prints the table of docs/moe.md.
 
-    scripts/measure_balance.py [--shape reduced|bench|dense] [--steps N] [--seeds 1,2] [--only "NAME;NAME"] [--data PREFIX]
+    scripts/measure_balance.py [--shape reduced|bench|dense] [--steps N] [--seeds 1,2] [--only "NAME;NAME"]
 
 Every run's folder is kept under runs/balance/; a run that is there already is read, not repeated. The std of f/mu is
-the mean of the last 50 steps, the perplexity that of the held-out sets at the end.
+the mean of the last 50 steps, the training loss that of the last 100 (every sample is new, so it is no memory of the
+training text), the perplexity that of all held-out tokens, over seeds and then by domain for each seed.
 """
 import argparse
 import json
@@ -44,40 +45,72 @@ MODELS = {
 }
 
 
+def launch(arguments, *words):
+    """Runs athanor with --json on the ranks of one run and returns its result."""
+    command = ["mpirun", "--oversubscribe", "--bind-to", "none", "-np", str(arguments.ranks), arguments.athanor, *words,
+               "--json"]
+    environment = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+                   "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True,
+                            check=False)
+    if result.returncode != 0:
+        sys.exit(f"exit code {result.returncode} of {' '.join(command)}\n{result.stderr[-2000:]}")
+    return json.loads(result.stdout.splitlines()[-1])
+
+
 def run_one(arguments, name, shape, extra, seed):
+    """Trains and evaluates one run, unless its folder has the result."""
     folder = ROOT / "runs" / "balance" / f"{arguments.shape}-{arguments.steps}-{name}-seed{seed}".replace(" ", "_")
     summary = folder / "summary.json"
     if summary.exists():
         return json.loads(summary.read_text())
-    shutil.rmtree(folder, ignore_errors=True)
     options = {**shape, **extra}
-    command = ["mpirun", "--oversubscribe", "--bind-to", "none", "-np", str(arguments.ranks), arguments.athanor, "train"]
-    if "--config" in options:
-        command.append(f"--config={ROOT / options.pop('--config')}")
-    experts = options.get("moe.experts", 128)
+    config = [f"--config={ROOT / options.pop('--config')}"] if "--config" in options else []
     options.update({
-        "parallel.ep": arguments.ranks if experts else 1, "run.dir": folder, "run.seed": seed,
-        "train.steps": arguments.steps, "train.log_every": 100, "train.eval_batches": arguments.eval_batches,
-        "data.train": arguments.train, "data.valid": arguments.valid, "data.tokenizer": arguments.tokenizer,
+        "parallel.ep": arguments.ranks if options.get("moe.experts", 128) else 1, "run.dir": folder, "run.seed": seed,
+        "train.steps": arguments.steps, "train.log_every": 100, "data.train": arguments.train,
+        "data.tokenizer": arguments.tokenizer,
     })
-    command += [f"--{key}={value}" for key, value in options.items()] + ["--json"]
-    environment = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-                   "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, text=True,
-                            check=False)
-    if result.returncode != 0:
-        sys.exit(f"{name}, seed {seed}: exit code {result.returncode}; see {folder}/log.txt")
+    if not (folder / "model.safetensors").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        launch(arguments, "train", *config, *(f"--{key}={value}" for key, value in options.items()))
+    evaluation = launch(arguments, "evaluate", f"--checkpoint={folder}", f"--data.valid={arguments.valid}",
+                        "--train.eval_batches=0", f"--parallel.ep={options['parallel.ep']}")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "expert_use_std" in line]
-    evaluation = [line for line in lines if line.get("evaluation")][-1]["domains"]
-    tokens = sum(domain["tokens"] for domain in evaluation.values())
-    loss = sum(domain["loss"] * domain["tokens"] for domain in evaluation.values()) / tokens
     values = {
-        "std": statistics.mean(line["expert_use_std"] or 0.0 for line in steps[-50:]),
-        "loss": loss, "perplexity": math.exp(loss), "train_loss": statistics.mean(line["loss"] for line in steps[-50:]),
+        "std": statistics.mean(line["expert_use_std"] for line in steps[-50:]),
+        "train_loss": statistics.mean(line["loss"] for line in steps[-100:]),
+        "loss": evaluation["loss"], "perplexity": evaluation["perplexity"],
+        "domains": {name: domain["perplexity"] for name, domain in evaluation["domains"].items()},
     }
     summary.write_text(json.dumps(values))
     return values
+
+
+def mean(runs, key):
+    return statistics.mean(run[key] for run in runs)
+
+
+def change(value, baseline):
+    return f"{100 * (value / baseline - 1):+.2f} %" if baseline else "-"
+
+
+def print_table(results):
+    baseline = results.get("none", results.get("dense, equal active parameters"))
+    domains = list(next(iter(results.values()))[0]["domains"])
+    print("| run | std of f/mu | against none | last training loss | held-out perplexity | against the baseline | "
+          + " | ".join(domains) + " |")
+    print("|---|---|---|---|---|---|" + "---|" * len(domains))
+    for name, runs in results.items():
+        std, perplexity = mean(runs, "std"), math.exp(mean(runs, "loss"))
+        columns = [name, f"{std:.3f}", "-", f"{mean(runs, 'train_loss'):.4f}", f"{perplexity:.2f}", "-"]
+        if baseline and runs is not baseline:
+            columns[2] = change(std, mean(baseline, "std"))
+            columns[5] = change(perplexity, math.exp(mean(baseline, "loss")))
+        for domain in domains:
+            columns.append(" ".join(f"{run['domains'][domain]:.2f}" for run in runs))
+        print("| " + " | ".join(columns) + " |")
 
 
 def main():
@@ -89,7 +122,6 @@ def main():
     parser.add_argument("--athanor", default=str(ROOT / "build/athanor"), help="the program")
     parser.add_argument("--ranks", type=int, default=1, help="of one run")
     parser.add_argument("--jobs", type=int, default=2, help="runs at one time")
-    parser.add_argument("--eval-batches", type=int, default=32, help="per domain")
     parser.add_argument("--train", default="corpus/prose-train:1:prose,corpus/code-train:1:code")
     parser.add_argument("--valid", default="corpus/prose-valid:1:prose,corpus/code-valid:1:code")
     parser.add_argument("--tokenizer", default="corpus/tokenizer.model")
@@ -105,21 +137,7 @@ def main():
         futures = {name: [pool.submit(run_one, arguments, name, shape, extra, seed) for seed in seeds]
                    for name, extra in rows.items()}
         results = {name: [future.result() for future in runs] for name, runs in futures.items()}
-    baseline = results.get("none", results.get("dense, equal active parameters"))
-    print("| run | std of f/mu | std against none | held-out loss | perplexity | perplexity against the baseline |")
-    print("|---|---|---|---|---|---|")
-    for name, runs in results.items():
-        std = statistics.mean(run["std"] for run in runs)
-        loss = statistics.mean(run["loss"] for run in runs)
-        perplexity = statistics.mean(run["perplexity"] for run in runs)
-        std_change = perplexity_change = "-"
-        if baseline and runs is not baseline:
-            base_std = statistics.mean(run["std"] for run in baseline)
-            base_perplexity = statistics.mean(run["perplexity"] for run in baseline)
-            std_change = f"{100 * (std / base_std - 1):+.1f} %" if base_std else "-"
-            perplexity_change = f"{100 * (perplexity / base_perplexity - 1):+.2f} %"
-        spread = ", ".join(f"{run['perplexity']:.2f}" for run in runs)
-        print(f"| {name} | {std:.3f} | {std_change} | {loss:.4f} | {perplexity:.2f} ({spread}) | {perplexity_change} |")
+    print_table(results)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 #include "app/launch.hpp"
 
 #include <ATen/Parallel.h>
+#include <c10/util/Exception.h>
 #include <sched.h>
 #include <unistd.h>
 
@@ -28,7 +29,7 @@ std::string failure_of(const std::function<void()>& action) {
   } catch (const base::Error& error) {
     return fmt::format("{:03}{}", static_cast<int>(error.exit_code()), error.what());
   } catch (const std::exception& error) {
-    return fmt::format("{:03}{}", static_cast<int>(base::ExitCode::internal), error.what());
+    return fmt::format("{:03}{}", static_cast<int>(base::ExitCode::internal), message_of(error));
   }
   return "";
 }
@@ -102,6 +103,11 @@ void check_same_config(const std::string& ini, const parallel::Communicator& wor
       "{} on ranks 0 and {} (all ranks must have one configuration) give every rank the same config "
       "file and options",
       config::first_difference(texts[0], texts[rank]), rank);
+}
+
+std::string message_of(const std::exception& error) {
+  const auto* torch_error = dynamic_cast<const c10::Error*>(&error);
+  return torch_error != nullptr ? torch_error->what_without_backtrace() : error.what();
 }
 
 void print_error(const std::string& message) {

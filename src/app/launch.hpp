@@ -1,6 +1,7 @@
 // What every command needs of the job it runs in: agreement on errors, ranks on a machine, threads.
 #pragma once
 
+#include <exception>
 #include <functional>
 #include <string>
 
@@ -23,6 +24,9 @@ void share_cores(int local_ranks);
 
 /// Throws ConfigError naming the first key whose value is not the same on all ranks. Collective.
 void check_same_config(const std::string& ini, const parallel::Communicator& world);
+
+/// What an exception says, without LibTorch's stack of addresses.
+std::string message_of(const std::exception& error);
 
 /// "athanor: error: ..." on stderr.
 void print_error(const std::string& message);

@@ -219,7 +219,7 @@ int run(int argc, char** argv) {
   } catch (const base::Error& error) {
     return fail(environment, world, static_cast<int>(error.exit_code()), error.what());
   } catch (const std::exception& error) {
-    return fail(environment, world, static_cast<int>(base::ExitCode::internal), error.what());
+    return fail(environment, world, static_cast<int>(base::ExitCode::internal), message_of(error));
   }
 }
 
@@ -231,7 +231,7 @@ int main(int argc, char** argv) {
   try {
     return athanor::app::run(argc, argv);
   } catch (const std::exception& error) {  // MPI did not start, or failed outside a command
-    athanor::app::print_error(error.what());
+    athanor::app::print_error(athanor::app::message_of(error));
     return static_cast<int>(athanor::base::ExitCode::internal);
   }
 }

@@ -13,8 +13,8 @@ namespace athanor::base {
 template <typename To, typename From>
 To checked_cast(From value, std::string_view what) {
   if (!std::in_range<To>(value)) {
-    throw InternalError("{} is {} (it must fit a {}-bit integer) use smaller messages or batches", what, value,
-                        sizeof(To) * 8);
+    throw InternalError("{} is {} (it must fit a {}-bit integer) use smaller messages or batches", what,
+                        value, sizeof(To) * 8);
   }
   return static_cast<To>(value);
 }

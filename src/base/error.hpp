@@ -26,7 +26,8 @@ enum class ExitCode : int {
 /// Base of all errors that athanor throws on purpose.
 class Error : public std::runtime_error {
  public:
-  Error(ExitCode exit_code, const std::string& message) : std::runtime_error(message), exit_code_(exit_code) {}
+  Error(ExitCode exit_code, const std::string& message)
+      : std::runtime_error(message), exit_code_(exit_code) {}
   ExitCode exit_code() const noexcept { return exit_code_; }
 
  private:
@@ -34,21 +35,21 @@ class Error : public std::runtime_error {
 };
 
 /// Defines an error type with a fixed exit code and a fmt-style constructor.
-#define ATHANOR_DEFINE_ERROR(Name, code)                                        \
-  class Name : public Error {                                                   \
-   public:                                                                      \
-    template <typename... Args>                                                 \
-    explicit Name(fmt::format_string<Args...> format, Args&&... args)           \
-        : Error(code, fmt::format(format, std::forward<Args>(args)...)) {}      \
+#define ATHANOR_DEFINE_ERROR(Name, code)                                   \
+  class Name : public Error {                                              \
+   public:                                                                 \
+    template <typename... Args>                                            \
+    explicit Name(fmt::format_string<Args...> format, Args&&... args)      \
+        : Error(code, fmt::format(format, std::forward<Args>(args)...)) {} \
   }
 
-ATHANOR_DEFINE_ERROR(ConfigError, ExitCode::usage);            ///< a wrong option or combination of options
-ATHANOR_DEFINE_ERROR(DataError, ExitCode::bad_data);           ///< a malformed or unsuitable data file
-ATHANOR_DEFINE_ERROR(CheckpointError, ExitCode::bad_data);     ///< no checkpoint can be loaded
+ATHANOR_DEFINE_ERROR(ConfigError, ExitCode::usage);         ///< a wrong option or combination of options
+ATHANOR_DEFINE_ERROR(DataError, ExitCode::bad_data);        ///< a malformed or unsuitable data file
+ATHANOR_DEFINE_ERROR(CheckpointError, ExitCode::bad_data);  ///< no checkpoint can be loaded
 ATHANOR_DEFINE_ERROR(MissingInputError, ExitCode::missing_input);
-ATHANOR_DEFINE_ERROR(CommError, ExitCode::internal);           ///< an MPI or NCCL call failed
-ATHANOR_DEFINE_ERROR(NumericError, ExitCode::internal);        ///< non-finite numbers stop the run
-ATHANOR_DEFINE_ERROR(InternalError, ExitCode::internal);       ///< a broken invariant of ours
+ATHANOR_DEFINE_ERROR(CommError, ExitCode::internal);      ///< an MPI or NCCL call failed
+ATHANOR_DEFINE_ERROR(NumericError, ExitCode::internal);   ///< non-finite numbers stop the run
+ATHANOR_DEFINE_ERROR(InternalError, ExitCode::internal);  ///< a broken invariant of ours
 ATHANOR_DEFINE_ERROR(CannotCreateError, ExitCode::cannot_create);
 ATHANOR_DEFINE_ERROR(IoError, ExitCode::io);
 
@@ -58,10 +59,10 @@ ATHANOR_DEFINE_ERROR(IoError, ExitCode::io);
 
 /// Throws InternalError with the condition's text, file and line unless `condition` holds. Always on.
 /// Arguments after the condition are a fmt format string and its values.
-#define ATHANOR_CHECK(condition, ...)                                                                       \
-  do {                                                                                                      \
-    if (!(condition)) {                                                                                     \
-      throw ::athanor::base::InternalError("{}:{}: {} ({} is false)", __FILE__, __LINE__,                   \
-                                           ::fmt::format(__VA_ARGS__), #condition);                         \
-    }                                                                                                       \
+#define ATHANOR_CHECK(condition, ...)                                                     \
+  do {                                                                                    \
+    if (!(condition)) {                                                                   \
+      throw ::athanor::base::InternalError("{}:{}: {} ({} is false)", __FILE__, __LINE__, \
+                                           ::fmt::format(__VA_ARGS__), #condition);       \
+    }                                                                                     \
   } while (false)

@@ -20,7 +20,8 @@ std::shared_ptr<spdlog::logger> make_logger(const LogOptions& options) {
     try {
       sinks.push_back(std::make_shared<spdlog::sinks::basic_file_sink_mt>(options.file));
     } catch (const spdlog::spdlog_ex& error) {
-      throw CannotCreateError("cannot open the log file {} ({}) choose another run.dir", options.file, error.what());
+      throw CannotCreateError("cannot open the log file {} ({}) choose another run.dir", options.file,
+                              error.what());
     }
   }
   auto logger = std::make_shared<spdlog::logger>("athanor", sinks.begin(), sinks.end());
@@ -37,10 +38,14 @@ LogState& state() {
 
 spdlog::level::level_enum to_spdlog(LogLevel level) {
   switch (level) {
-    case LogLevel::debug: return spdlog::level::debug;
-    case LogLevel::info: return spdlog::level::info;
-    case LogLevel::warning: return spdlog::level::warn;
-    case LogLevel::error: return spdlog::level::err;
+    case LogLevel::debug:
+      return spdlog::level::debug;
+    case LogLevel::info:
+      return spdlog::level::info;
+    case LogLevel::warning:
+      return spdlog::level::warn;
+    case LogLevel::error:
+      return spdlog::level::err;
   }
   return spdlog::level::info;
 }

@@ -1,5 +1,5 @@
-// Two log streams by name, both on stderr: `log_once` for what is the same on every rank (only the process that
-// called enable_log_once prints, normally world rank 0), `log_local` for what one rank alone has to say.
+// Two log streams by name, both on stderr: `log_once` for what is the same on every rank (only the process
+// that called enable_log_once prints, normally world rank 0), `log_local` for what one rank alone has to say.
 #pragma once
 
 #include <fmt/format.h>
@@ -19,8 +19,8 @@ struct LogOptions {
   LogLevel level = LogLevel::info;
 };
 
-/// Sets the process-wide log up; may be called again (the last call wins). Throws CannotCreateError when `file`
-/// cannot be opened.
+/// Sets the process-wide log up; may be called again (the last call wins). Throws CannotCreateError when
+/// `file` cannot be opened.
 void configure_log(const LogOptions& options);
 
 /// Prints one line on the reporting rank only.

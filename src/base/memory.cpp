@@ -35,7 +35,9 @@ std::int64_t cgroup_headroom_bytes() {
 
 }  // namespace
 
-std::int64_t peak_resident_bytes() { return proc_kilobytes("/proc/self/status", "VmHWM:"); }
+std::int64_t peak_resident_bytes() {
+  return proc_kilobytes("/proc/self/status", "VmHWM:");
+}
 
 std::int64_t available_memory_bytes() {
   return std::min(proc_kilobytes("/proc/meminfo", "MemAvailable:"), cgroup_headroom_bytes());

@@ -7,10 +7,11 @@ namespace athanor::base {
 
 /// Largest resident set of this process so far, in bytes (VmHWM).
 std::int64_t peak_resident_bytes();
-/// Memory the kernel says can be allocated without swapping, in bytes (MemAvailable, capped by the cgroup limit).
+/// Memory the kernel says can be allocated without swapping, in bytes (MemAvailable, capped by the cgroup
+/// limit).
 std::int64_t available_memory_bytes();
-/// Keeps large freed buffers in the process instead of giving them back to the kernel (page faults cost 10 to 15 %
-/// of a training step). Call once at start, before the first large allocation.
+/// Keeps large freed buffers in the process instead of giving them back to the kernel (page faults cost 10 to
+/// 15 % of a training step). Call once at start, before the first large allocation.
 void keep_freed_memory();
 
 }  // namespace athanor::base

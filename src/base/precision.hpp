@@ -3,8 +3,9 @@
 
 namespace athanor::base {
 
-/// Type of weights and activations in forward and backward (`precision.compute`). f64 is for tests: the accumulation
-/// type (gradients, master weights, statistics, wire) is then f64 too; it is f32 for the other three.
+/// Type of weights and activations in forward and backward (`precision.compute`). f64 is for tests: the
+/// accumulation type (gradients, master weights, statistics, wire) is then f64 too; it is f32 for the other
+/// three.
 enum class ComputeType { f32, bf16, fp16, f64 };
 
 /// Type of a payload on the wire; `full` is the accumulation type.

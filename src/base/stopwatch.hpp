@@ -8,7 +8,9 @@ namespace athanor::base {
 /// Seconds since construction or the last restart (steady clock).
 class Stopwatch {
  public:
-  double seconds() const { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
+  double seconds() const {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  }
   /// Returns the seconds so far and starts again from zero.
   double restart() {
     const double elapsed = seconds();

@@ -29,14 +29,15 @@ SafetensorsEntry parse_entry(const std::string& path, const std::string& name, c
   std::int64_t bytes = safetensors_element_bytes(entry.dtype);
   for (const std::int64_t extent : entry.shape) {
     if (extent < 0 || (extent > 0 && bytes > INT64_MAX / extent)) {
-      throw base::DataError("{}: tensor {} has an impossible shape (extent {}) write the file again", path, name,
-                            extent);
+      throw base::DataError("{}: tensor {} has an impossible shape (extent {}) write the file again", path,
+                            name, extent);
     }
     bytes *= extent;
   }
   if (entry.begin < 0 || entry.end - entry.begin != bytes) {
-    throw base::DataError("{}: tensor {} spans bytes {} to {} (its shape and dtype need {}) write the file again", path,
-                          name, entry.begin, entry.end, bytes);
+    throw base::DataError(
+        "{}: tensor {} spans bytes {} to {} (its shape and dtype need {}) write the file again", path, name,
+        entry.begin, entry.end, bytes);
   }
   return entry;
 }
@@ -45,30 +46,31 @@ void check_contiguous(const std::string& path, const SafetensorsHeader& header, 
   std::int64_t expected = 0;
   for (const SafetensorsEntry& entry : header.entries) {
     if (entry.begin != expected) {
-      throw base::DataError("{}: tensor {} begins at byte {} ({} expected: tensors must not overlap or leave holes)",
-                            path, entry.name, entry.begin, expected);
+      throw base::DataError(
+          "{}: tensor {} begins at byte {} ({} expected: tensors must not overlap or leave holes)", path,
+          entry.name, entry.begin, expected);
     }
     expected = entry.end;
   }
   if (expected != data_bytes) {
-    throw base::DataError("{}: holds {} bytes of tensors ({} by its header) it is truncated or not a safetensors file",
-                          path, data_bytes, expected);
+    throw base::DataError(
+        "{}: holds {} bytes of tensors ({} by its header) it is truncated or not a safetensors file", path,
+        data_bytes, expected);
   }
 }
 
 }  // namespace
 
 const SafetensorsEntry* SafetensorsHeader::find(const std::string& name) const {
-  const auto found =
-      std::find_if(entries.begin(), entries.end(), [&](const SafetensorsEntry& entry) { return entry.name == name; });
+  const auto found = std::find_if(entries.begin(), entries.end(),
+                                  [&](const SafetensorsEntry& entry) { return entry.name == name; });
   return found == entries.end() ? nullptr : &*found;
 }
 
 std::int64_t safetensors_element_bytes(const std::string& dtype) {
-  static const std::map<std::string, std::int64_t> bytes = {{"F64", 8},  {"I64", 8}, {"U64", 8},     {"F32", 4},
-                                                            {"I32", 4},  {"U32", 4}, {"F16", 2},     {"BF16", 2},
-                                                            {"I16", 2},  {"U16", 2}, {"F8_E4M3", 1}, {"F8_E5M2", 1},
-                                                            {"I8", 1},   {"U8", 1},  {"BOOL", 1}};
+  static const std::map<std::string, std::int64_t> bytes = {
+      {"F64", 8}, {"I64", 8}, {"U64", 8},     {"F32", 4},     {"I32", 4}, {"U32", 4}, {"F16", 2}, {"BF16", 2},
+      {"I16", 2}, {"U16", 2}, {"F8_E4M3", 1}, {"F8_E5M2", 1}, {"I8", 1},  {"U8", 1},  {"BOOL", 1}};
   const auto found = bytes.find(dtype);
   if (found == bytes.end()) {
     throw base::DataError("safetensors dtype {} is not known (F64, F32, F16, BF16 and integers are)", dtype);
@@ -90,7 +92,8 @@ std::string layout_safetensors(SafetensorsHeader& header) {
     entry.begin = offset;
     entry.end = offset + bytes;
     offset = entry.end;
-    json[entry.name] = {{"dtype", entry.dtype}, {"shape", entry.shape}, {"data_offsets", {entry.begin, entry.end}}};
+    json[entry.name] = {
+        {"dtype", entry.dtype}, {"shape", entry.shape}, {"data_offsets", {entry.begin, entry.end}}};
   }
   std::string text = json.dump();
   text.resize((text.size() + 7) / 8 * 8, ' ');
@@ -112,9 +115,10 @@ SafetensorsHeader read_safetensors_header(const std::string& path) {
   std::uint64_t length = 0;
   file.read(reinterpret_cast<char*>(&length), sizeof(length));
   if (!file || length > static_cast<std::uint64_t>(std::min(max_header_bytes, file_bytes - 8))) {
-    throw base::DataError("{}: the header length is missing or larger than the file of {} bytes (truncated, or not a "
-                          "safetensors file)",
-                          path, file_bytes);
+    throw base::DataError(
+        "{}: the header length is missing or larger than the file of {} bytes (truncated, or not a "
+        "safetensors file)",
+        path, file_bytes);
   }
   std::string text(length, '\0');
   file.read(text.data(), static_cast<std::streamsize>(length));
@@ -136,7 +140,9 @@ SafetensorsHeader read_safetensors_header(const std::string& path) {
     }
   }
   std::sort(header.entries.begin(), header.entries.end(),
-            [](const SafetensorsEntry& a, const SafetensorsEntry& b) { return a.begin < b.begin || (a.begin == b.begin && a.end < b.end); });
+            [](const SafetensorsEntry& a, const SafetensorsEntry& b) {
+              return a.begin < b.begin || (a.begin == b.begin && a.end < b.end);
+            });
   check_contiguous(path, header, file_bytes - header.data_begin);
   return header;
 }

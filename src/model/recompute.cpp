@@ -17,7 +17,8 @@ struct BlockHolder : torch::CustomClassHolder {
 
 class RecomputeFunction : public torch::autograd::Function<RecomputeFunction> {
  public:
-  static torch::autograd::variable_list forward(torch::autograd::AutogradContext* context, const at::Tensor& x,
+  static torch::autograd::variable_list forward(torch::autograd::AutogradContext* context,
+                                                const at::Tensor& x,
                                                 const c10::intrusive_ptr<BlockHolder>& holder) {
     context->save_for_backward({x});
     context->saved_data["block"] = c10::IValue::make_capsule(holder);
@@ -28,7 +29,8 @@ class RecomputeFunction : public torch::autograd::Function<RecomputeFunction> {
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
                                                  torch::autograd::variable_list gradients) {
-    const auto holder = c10::static_intrusive_pointer_cast<BlockHolder>(context->saved_data["block"].toCapsule());
+    const auto holder =
+        c10::static_intrusive_pointer_cast<BlockHolder>(context->saved_data["block"].toCapsule());
     at::AutoGradMode enable_grad(true);
     at::Tensor x = context->get_saved_variables()[0].detach().requires_grad_(true);
     const BlockOutput out = holder->block(x, Pass::repeated);

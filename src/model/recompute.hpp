@@ -18,8 +18,9 @@ enum class Pass { first, repeated };
 
 using RecomputableBlock = std::function<BlockOutput(const at::Tensor& x_BsD, Pass pass)>;
 
-/// block(x, Pass::first) without keeping its activations; backward runs block(x, Pass::repeated) and differentiates
-/// that. The block issues the same collectives both times. Everything it refers to must live until backward.
+/// block(x, Pass::first) without keeping its activations; backward runs block(x, Pass::repeated) and
+/// differentiates that. The block issues the same collectives both times. Everything it refers to must live
+/// until backward.
 BlockOutput recompute_block(const at::Tensor& x_BsD, const RecomputableBlock& block);
 
 }  // namespace athanor::model

@@ -33,8 +33,9 @@ void check_shape(const TransformerConfig& config) {
                             config.vocab_size);
   }
   if (config.layers <= 0 || config.hidden <= 0 || config.heads <= 0 || config.kv_heads <= 0) {
-    throw base::ConfigError("model.layers={} model.hidden={} model.heads={} model.kv_heads={} (all must be positive)",
-                            config.layers, config.hidden, config.heads, config.kv_heads);
+    throw base::ConfigError(
+        "model.layers={} model.hidden={} model.heads={} model.kv_heads={} (all must be positive)",
+        config.layers, config.hidden, config.heads, config.kv_heads);
   }
   if (config.resolved_head_dim() % 2 != 0) {
     throw base::ConfigError("model.head_dim is {} (rotary positions need an even number) choose an even one",
@@ -42,14 +43,14 @@ void check_shape(const TransformerConfig& config) {
   }
 }
 
-std::shared_ptr<parallel::Parameter> add_head(const TransformerConfig& config, parallel::ParameterMap& parameters,
+std::shared_ptr<parallel::Parameter> add_head(const TransformerConfig& config,
+                                              parallel::ParameterMap& parameters,
                                               const parallel::ProcessGrid& grid) {
   const auto& tp = grid.comm(parallel::Axis::tensor);
   const parallel::Block rows = parallel::block_of(config.vocab_size, tp.size(), tp.rank());
   parallel::ParameterOptions options;
   options.name = "head.weight";
-  options.shard =
-      parallel::ShardSpec::slice({config.vocab_size, config.hidden}, 0, rows.first, rows.count);
+  options.shard = parallel::ShardSpec::slice({config.vocab_size, config.hidden}, 0, rows.first, rows.count);
   options.init.std = config.init_std;
   return parameters.add(options);
 }
@@ -75,7 +76,8 @@ Transformer::Transformer(const TransformerConfig& config, std::vector<LayerSpec>
     parts_->num_sets = std::max(parts_->num_sets, layer.parameter_set + 1);
   }
   if (range.embedding || (range.head && config.tie_embeddings)) {
-    parts_->embedding.emplace(config.vocab_size, config.hidden, config.init_std, "embedding.weight", parameters, grid);
+    parts_->embedding.emplace(config.vocab_size, config.hidden, config.init_std, "embedding.weight",
+                              parameters, grid);
   }
   for (std::int64_t i = parts_->range.first; i < parts_->range.last; ++i) {
     const LayerSpec& layer = layers[static_cast<std::size_t>(i)];
@@ -99,13 +101,21 @@ Transformer::Transformer(const TransformerConfig& config, std::vector<LayerSpec>
 
 Transformer::~Transformer() = default;
 
-const TransformerConfig& Transformer::config() const { return parts_->config; }
+const TransformerConfig& Transformer::config() const {
+  return parts_->config;
+}
 
-std::int64_t Transformer::num_sparse_layers() const { return static_cast<std::int64_t>(parts_->sparse_sets.size()); }
+std::int64_t Transformer::num_sparse_layers() const {
+  return static_cast<std::int64_t>(parts_->sparse_sets.size());
+}
 
-std::int64_t Transformer::num_parameter_sets() const { return parts_->num_sets; }
+std::int64_t Transformer::num_parameter_sets() const {
+  return parts_->num_sets;
+}
 
-const std::vector<std::int64_t>& Transformer::sparse_parameter_sets() const { return parts_->sparse_sets; }
+const std::vector<std::int64_t>& Transformer::sparse_parameter_sets() const {
+  return parts_->sparse_sets;
+}
 
 at::Tensor Transformer::embed(const nn::TokenBatch& batch, const ForwardContext& context) const {
   ATHANOR_CHECK(parts_->embedding.has_value(), "this range of the model has no embedding");
@@ -120,16 +130,21 @@ at::Tensor Transformer::embed(const nn::TokenBatch& batch, const ForwardContext&
 
 namespace {
 
-// Constants f^_i of a layer's balance gradient from the previous global batch; undefined before the first one.
+// Constants f^_i of a layer's balance gradient from the previous global batch; undefined before the first
+// one.
 at::Tensor balance_frequency(const moe::BalanceState* state, std::int64_t layer, at::ScalarType type) {
   if (state == nullptr || state->previous_tokens == 0) {
     return {};
   }
-  return state->previous_counts_LE[layer].to(at::kDouble).div_(static_cast<double>(state->previous_tokens)).to(type);
+  return state->previous_counts_LE[layer]
+      .to(at::kDouble)
+      .div_(static_cast<double>(state->previous_tokens))
+      .to(type);
 }
 
-moe::MoeContext moe_context(const Transformer& model, const ForwardContext& context, const nn::TokenBatch& batch,
-                            std::int64_t sparse_layer, at::ScalarType accumulation) {
+moe::MoeContext moe_context(const Transformer& model, const ForwardContext& context,
+                            const nn::TokenBatch& batch, std::int64_t sparse_layer,
+                            at::ScalarType accumulation) {
   moe::MoeContext moe;
   const auto index = static_cast<std::size_t>(sparse_layer);
   moe.batch = &batch;
@@ -158,7 +173,8 @@ Transformer::Hidden Transformer::blocks(const at::Tensor& x_BsD, const nn::Token
   std::int64_t sparse_layer = 0;
   for (std::size_t i = 0; i < parts_->blocks.size(); ++i) {
     const TransformerBlock& block = parts_->blocks[i];
-    const bool sparse = parts_->layers[i + static_cast<std::size_t>(parts_->range.first)].ffn == FfnKind::sparse;
+    const bool sparse =
+        parts_->layers[i + static_cast<std::size_t>(parts_->range.first)].ffn == FfnKind::sparse;
     BlockContext block_context;
     block_context.attention = {&batch, tables.get(), context.store, static_cast<std::int64_t>(i)};
     block_context.dropout = context.training ? parts_->config.dropout : 0.0;
@@ -202,7 +218,8 @@ at::Tensor Transformer::head_logits(const at::Tensor& h_BsD, std::int64_t positi
   at::NoGradGuard no_grad;
   const auto& tp = parts_->grid->comm(parallel::Axis::tensor);
   const at::Tensor h_BSD = parallel::autograd::all_gather_dim(h_BsD, 1, tp, parallel::Traffic::other);
-  return nn::gather_logits(h_BSD.select(1, position).contiguous(), parts_->head->value, parts_->config.vocab_size, tp);
+  return nn::gather_logits(h_BSD.select(1, position).contiguous(), parts_->head->value,
+                           parts_->config.vocab_size, tp);
 }
 
 moe::BalanceState Transformer::make_balance_state() const {

@@ -20,22 +20,22 @@ namespace athanor::model {
 
 /// What one forward pass needs besides the batch.
 struct ForwardContext {
-  bool training = true;            ///< dropout, recomputation and auxiliary losses apply
-  double valid_labels = 0;         ///< N of the global batch
-  double routed_tokens = 0;        ///< T of the global batch
-  double num_sequences = 0;        ///< sequences of the global batch
-  std::uint64_t seed = 0;          ///< run.seed, for dropout
-  const moe::BalanceState* balance = nullptr;      ///< nullptr: no bias, no balance gradient
+  bool training = true;                        ///< dropout, recomputation and auxiliary losses apply
+  double valid_labels = 0;                     ///< N of the global batch
+  double routed_tokens = 0;                    ///< T of the global batch
+  double num_sequences = 0;                    ///< sequences of the global batch
+  std::uint64_t seed = 0;                      ///< run.seed, for dropout
+  const moe::BalanceState* balance = nullptr;  ///< nullptr: no bias, no balance gradient
   std::vector<moe::LayerStatistics>* statistics = nullptr;  ///< one per sparse layer; nullptr: do not count
-  nn::KeyValueStore* store = nullptr;              ///< generation
-  const std::vector<at::Tensor>* forced_ids = nullptr;  ///< tests: topk ids [T,K] per sparse layer
+  nn::KeyValueStore* store = nullptr;                       ///< generation
+  const std::vector<at::Tensor>* forced_ids = nullptr;      ///< tests: topk ids [T,K] per sparse layer
 };
 
 class Transformer {
  public:
   struct Range {
     std::int64_t first = 0;
-    std::int64_t last = -1;        ///< -1: all layers
+    std::int64_t last = -1;  ///< -1: all layers
     bool embedding = true;
     bool head = true;
   };
@@ -44,7 +44,8 @@ class Transformer {
   Transformer(const TransformerConfig& config, std::vector<LayerSpec> layers, const Range& range,
               parallel::ParameterMap& parameters, const parallel::ProcessGrid& grid);
   /// The whole model of resolve_layers(config).
-  Transformer(const TransformerConfig& config, parallel::ParameterMap& parameters, const parallel::ProcessGrid& grid);
+  Transformer(const TransformerConfig& config, parallel::ParameterMap& parameters,
+              const parallel::ProcessGrid& grid);
   ~Transformer();
 
   const TransformerConfig& config() const;

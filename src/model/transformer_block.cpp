@@ -39,8 +39,9 @@ nn::AttentionOptions attention_options(const TransformerConfig& config) {
 
 }  // namespace
 
-TransformerBlock::TransformerBlock(const TransformerConfig& config, const LayerSpec& spec, const std::string& prefix,
-                                   parallel::ParameterMap& parameters, const parallel::ProcessGrid& grid)
+TransformerBlock::TransformerBlock(const TransformerConfig& config, const LayerSpec& spec,
+                                   const std::string& prefix, parallel::ParameterMap& parameters,
+                                   const parallel::ProcessGrid& grid)
     : prefix_(prefix),
       norm_eps_(config.norm_eps),
       attention_norm_(add_norm(prefix + "attention_norm.weight", config.hidden, parameters)),
@@ -55,7 +56,8 @@ TransformerBlock::TransformerBlock(const TransformerConfig& config, const LayerS
   }
 }
 
-at::Tensor TransformerBlock::drop(const at::Tensor& x_BsD, const BlockContext& context, const char* site) const {
+at::Tensor TransformerBlock::drop(const at::Tensor& x_BsD, const BlockContext& context,
+                                  const char* site) const {
   if (context.dropout <= 0.0) {
     return x_BsD;
   }

@@ -16,8 +16,8 @@ namespace athanor::model {
 /// What a block needs besides x.
 struct BlockContext {
   nn::AttentionContext attention;
-  moe::MoeContext moe;            ///< used by sparse layers
-  double dropout = 0.0;           ///< 0 outside training
+  moe::MoeContext moe;   ///< used by sparse layers
+  double dropout = 0.0;  ///< 0 outside training
   std::uint64_t seed = 0;
   std::int64_t first_position = 0;  ///< position of x's first column (sequence parallel)
 };

@@ -11,7 +11,9 @@ std::int64_t attention_numel(const TransformerConfig& config) {
   return projections + (config.qk_norm ? 2 * head_dim : 0);
 }
 
-std::int64_t ffn_numel(std::int64_t hidden, std::int64_t ffn) { return 3 * hidden * ffn; }
+std::int64_t ffn_numel(std::int64_t hidden, std::int64_t ffn) {
+  return 3 * hidden * ffn;
+}
 
 // Elements of a sparse layer when `num_experts` of its experts are counted.
 std::int64_t moe_numel(const TransformerConfig& config, std::int64_t num_experts) {
@@ -46,8 +48,10 @@ ParameterCount count_parameters(const TransformerConfig& config) {
     }
     const std::int64_t common = attention_numel(config) + 2 * config.hidden;
     const bool sparse = layer.ffn == FfnKind::sparse;
-    count.total += common + (sparse ? moe_numel(config, config.moe.num_experts) : ffn_numel(config.hidden, config.ffn));
-    count.active += common + (sparse ? moe_numel(config, config.moe.top_k) : ffn_numel(config.hidden, config.ffn));
+    count.total +=
+        common + (sparse ? moe_numel(config, config.moe.num_experts) : ffn_numel(config.hidden, config.ffn));
+    count.active +=
+        common + (sparse ? moe_numel(config, config.moe.top_k) : ffn_numel(config.hidden, config.ffn));
   }
   return count;
 }

@@ -1,6 +1,7 @@
 #include "moe/expert_bias.hpp"
 
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 
 #include "base/error.hpp"
 

@@ -6,6 +6,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Dispatch.h>
+#include <ATen/core/grad_mode.h>
 
 #include "base/error.hpp"
 #include "kernels/activation.hpp"

@@ -3,6 +3,8 @@
 #include <ATen/Parallel.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <optional>
+
 #include "base/error.hpp"
 #include "kernels/attention.hpp"
 #include "nn/detail/attention_functions.hpp"
@@ -40,12 +42,14 @@ struct AttentionKernel : Function<AttentionKernel> {
   }
 
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& q_BSHC, const at::Tensor& k_BLGC,
-                            const at::Tensor& v_BLGC, const at::Tensor& query_documents,
-                            const at::Tensor& key_documents, bool causal) {
+                            const at::Tensor& v_BLGC, const std::optional<at::Tensor>& query_documents,
+                            const std::optional<at::Tensor>& key_documents, bool causal) {
     const at::Tensor q = detail::with_dense_heads(q_BSHC);
     const at::Tensor k = detail::with_dense_heads(k_BLGC);
     const at::Tensor v = detail::with_dense_heads(v_BLGC);
-    const kernels::AttentionShape shape = shape_of(q, k, v, query_documents, key_documents, causal);
+    const at::Tensor query_ids = query_documents.value_or(at::Tensor());
+    const at::Tensor key_ids = key_documents.value_or(at::Tensor());
+    const kernels::AttentionShape shape = shape_of(q, k, v, query_ids, key_ids, causal);
     const at::Tensor y = at::empty(q.sizes(), q.options());
     const at::Tensor lse = at::empty({q.size(0), q.size(2), q.size(1)},
                                      q.options().dtype(parallel::accumulation_type(q.scalar_type())));
@@ -54,7 +58,7 @@ struct AttentionKernel : Function<AttentionKernel> {
                                       v.const_data_ptr<scalar_t>(), shape, y.data_ptr<scalar_t>(),
                                       lse.data_ptr<kernels::accumulation_t<scalar_t>>());
     });
-    ctx->save_for_backward({q, k, v, y, lse, query_documents, key_documents});
+    ctx->save_for_backward({q, k, v, y, lse, query_ids, key_ids});
     ctx->saved_data["causal"] = causal;
     return y;
   }
@@ -83,7 +87,9 @@ struct AttentionKernel : Function<AttentionKernel> {
 
 at::Tensor detail::one_thread_attention(const at::Tensor& q_BSHC, const at::Tensor& k_BLGC,
                                         const at::Tensor& v_BLGC, const AttentionMask& mask) {
-  const auto dense = [](const at::Tensor& ids) { return ids.defined() ? ids.contiguous() : ids; };
+  const auto dense = [](const at::Tensor& ids) {
+    return ids.defined() ? std::optional<at::Tensor>(ids.contiguous()) : std::nullopt;
+  };
   return AttentionKernel::apply(q_BSHC, k_BLGC, v_BLGC, dense(mask.query_documents_BS),
                                 dense(mask.key_documents_BL), mask.causal);
 }

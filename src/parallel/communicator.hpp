@@ -36,8 +36,9 @@ class Communicator {
   /// Name for messages, e.g. "world.teacher.tp".
   const std::string& name() const noexcept;
 
-  /// Group of the ranks that pass the same `color` (>= 0), ordered by `key`, then by rank here; its name is this
-  /// one's name, a dot and `name`. A negative color gives a null communicator. Collective over this group.
+  /// Group of the ranks that pass the same `color` (>= 0), ordered by `key`, then by rank here; its name is
+  /// this one's name, a dot and `name`. A negative color gives a null communicator. Collective over this
+  /// group.
   Communicator split(int color, int key, const std::string& name) const;
   /// The same ranks with a context of their own. Collective over this group.
   Communicator duplicate(const std::string& name) const;

@@ -9,10 +9,14 @@ namespace athanor::parallel {
 
 inline at::ScalarType scalar_type(base::ComputeType type) {
   switch (type) {
-    case base::ComputeType::f32: return at::kFloat;
-    case base::ComputeType::bf16: return at::kBFloat16;
-    case base::ComputeType::fp16: return at::kHalf;
-    case base::ComputeType::f64: return at::kDouble;
+    case base::ComputeType::f32:
+      return at::kFloat;
+    case base::ComputeType::bf16:
+      return at::kBFloat16;
+    case base::ComputeType::fp16:
+      return at::kHalf;
+    case base::ComputeType::f64:
+      return at::kDouble;
   }
   return at::kFloat;
 }

@@ -17,8 +17,8 @@ class MpiEnvironment {
   /// A duplicate of MPI_COMM_WORLD named "world", with MPI_ERRORS_RETURN. Collective over all ranks.
   Communicator make_world() const;
 
-  /// Ends every rank of the job with `exit_code` (MPI_Abort). For a rank that cannot go on: leaving quietly would
-  /// hang the others.
+  /// Ends every rank of the job with `exit_code` (MPI_Abort). For a rank that cannot go on: leaving quietly
+  /// would hang the others.
   [[noreturn]] void abort_job(int exit_code) const noexcept;
 };
 

@@ -18,8 +18,8 @@ enum class DecayGroup { decay, no_decay };
 /// For byte counts only; how a gradient is reduced follows from the ShardSpec.
 enum class ParameterKind { dense, expert };
 
-/// Initial values; normal(0, std) draws element i from Philox(seed, initial_weight, name, global element index), so
-/// it is the same on every layout.
+/// Initial values; normal(0, std) draws element i from Philox(seed, initial_weight, name, global element
+/// index), so it is the same on every layout.
 struct InitialValue {
   enum class Kind { normal, constant } kind = Kind::normal;
   double std = 0.02;
@@ -27,8 +27,8 @@ struct InitialValue {
 };
 
 /// Sum of a parameter's gradients over micro-batches, in the accumulation type.
-/// Backward passes add to it directly; there is no .grad and no zeroing pass: the first addition after reset()
-/// overwrites.
+/// Backward passes add to it directly; there is no .grad and no zeroing pass: the first addition after
+/// reset() overwrites.
 class GradAccumulator {
  public:
   /// Uses `buffer` (accumulation type, the parameter's shape; normally a view of a flat bucket).
@@ -42,8 +42,9 @@ class GradAccumulator {
   void add(const at::Tensor& gradient);
   /// Adds a [m,k] x b [k,n] into the buffer seen as [m,n] (fused into the GEMM where types allow).
   void add_matmul(const at::Tensor& a, const at::Tensor& b);
-  /// As add_matmul into the sub-tensor buffer()[index] ([m,n]); all indices of dim 0 must be added or zeroed with
-  /// zero_part() before the accumulator counts as non-empty: call mark_nonempty() once after the last one.
+  /// As add_matmul into the sub-tensor buffer()[index] ([m,n]); all indices of dim 0 must be added or zeroed
+  /// with zero_part() before the accumulator counts as non-empty: call mark_nonempty() once after the last
+  /// one.
   void add_matmul_part(std::int64_t index, const at::Tensor& a, const at::Tensor& b);
   void zero_part_if_empty(std::int64_t index);
   void mark_nonempty() { empty_ = false; }
@@ -59,8 +60,8 @@ class GradAccumulator {
 
 /// One parameter of this rank's part of the model.
 struct Parameter {
-  std::string name;      ///< e.g. "layers.0.attention.q.weight"; the same on every layout
-  at::Tensor value;      ///< this rank's slice in the compute type; an autograd leaf
+  std::string name;  ///< e.g. "layers.0.attention.q.weight"; the same on every layout
+  at::Tensor value;  ///< this rank's slice in the compute type; an autograd leaf
   ShardSpec shard;
   bool trainable = true;
   DecayGroup decay = DecayGroup::decay;
@@ -78,8 +79,8 @@ struct ParameterOptions {
   InitialValue init;
 };
 
-/// The parameters in the order in which the model made them (the same on all ranks of a role). Layers hold the
-/// shared pointers; a name is unique.
+/// The parameters in the order in which the model made them (the same on all ranks of a role). Layers hold
+/// the shared pointers; a name is unique.
 class ParameterMap {
  public:
   /// Allocates and initialises this rank's slice. With `allocate == false` (--dry-run) value stays undefined.
@@ -90,8 +91,8 @@ class ParameterMap {
   };
   explicit ParameterMap(const Options& options) : options_(options) {}
 
-  /// Adds a parameter; throws InternalError when the name exists with another shard. Same name and shard: returns the
-  /// existing one (layers that share a parameter set).
+  /// Adds a parameter; throws InternalError when the name exists with another shard. Same name and shard:
+  /// returns the existing one (layers that share a parameter set).
   std::shared_ptr<Parameter> add(const ParameterOptions& options);
   /// nullptr when absent.
   std::shared_ptr<Parameter> find(const std::string& name) const;

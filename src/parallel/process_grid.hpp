@@ -10,8 +10,8 @@
 
 namespace athanor::parallel {
 
-/// Axes of the process grid. pipeline > data > context > tensor in slowness; `expert` and `expert_data` re-divide
-/// the data x tensor plane.
+/// Axes of the process grid. pipeline > data > context > tensor in slowness; `expert` and `expert_data`
+/// re-divide the data x tensor plane.
 enum class Axis { pipeline, data, context, tensor, expert, expert_data };
 
 /// Degrees of parallelism of one role: pp * dp * cp * tp ranks; ep divides dp * tp. pp = cp = 1 for now.
@@ -35,12 +35,13 @@ struct RankCoordinates {
   int dp_rank = 0;
   int cp_rank = 0;
   int tp_rank = 0;
-  int ep_rank = 0;         ///< role_rank mod ep
+  int ep_rank = 0;           ///< role_rank mod ep
   int expert_data_rank = 0;  ///< role_rank / ep
   static RankCoordinates of(const ParallelDims& dims, int role_rank);
 };
 
-/// The communicators of one rank's place in its role. Built collectively, in one order on all ranks of the role.
+/// The communicators of one rank's place in its role. Built collectively, in one order on all ranks of the
+/// role.
 class ProcessGrid {
  public:
   /// A grid of one rank without MPI.

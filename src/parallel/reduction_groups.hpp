@@ -1,4 +1,5 @@
-// The one rule for gradients: a parameter's gradient is summed over exactly the ranks that hold the same slice.
+// The one rule for gradients: a parameter's gradient is summed over exactly the ranks that hold the same
+// slice.
 #pragma once
 
 #include <memory>
@@ -16,8 +17,8 @@ struct ReductionGroup {
 };
 
 /// Groups of the trainable parameters, derived from their ShardSpecs (never written by hand at a call site).
-/// Collective over `role`: all ranks must have the same parameter names in the same order. Communicators are made in
-/// one order on all ranks. Throws CommError when names differ between ranks.
+/// Collective over `role`: all ranks must have the same parameter names in the same order. Communicators are
+/// made in one order on all ranks. Throws CommError when names differ between ranks.
 std::vector<ReductionGroup> build_reduction_groups(const ParameterMap& parameters, const Communicator& role);
 
 }  // namespace athanor::parallel

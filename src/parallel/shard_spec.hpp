@@ -15,7 +15,8 @@ struct ShardSpec {
   /// The whole tensor.
   static ShardSpec whole(std::vector<std::int64_t> shape);
   /// Rows [first, first + count) of dimension `dim`.
-  static ShardSpec slice(std::vector<std::int64_t> shape, std::int64_t dim, std::int64_t first, std::int64_t count);
+  static ShardSpec slice(std::vector<std::int64_t> shape, std::int64_t dim, std::int64_t first,
+                         std::int64_t count);
 
   std::int64_t local_numel() const;
   std::int64_t global_numel() const;
@@ -24,8 +25,8 @@ struct ShardSpec {
   bool operator==(const ShardSpec&) const = default;
 };
 
-/// The `index`-th of `parts` nearly equal blocks of [0, total): block size ceil(total/parts), the last ones may be
-/// smaller or empty.
+/// The `index`-th of `parts` nearly equal blocks of [0, total): block size ceil(total/parts), the last ones
+/// may be smaller or empty.
 struct Block {
   std::int64_t first = 0;
   std::int64_t count = 0;

@@ -16,8 +16,9 @@ inline constexpr int num_traffic_kinds = 7;
 inline constexpr std::array<std::string_view, num_traffic_kinds> traffic_names = {
     "dispatch", "combine", "grad_dense", "grad_expert", "param_gather", "link", "other"};
 
-/// Bytes sent by this rank to other ranks since construction or reset (self part excluded; an all-reduce counts as
-/// its reduce-scatter and all-gather). One instance is shared by a world communicator and everything split from it.
+/// Bytes sent by this rank to other ranks since construction or reset (self part excluded; an all-reduce
+/// counts as its reduce-scatter and all-gather). One instance is shared by a world communicator and
+/// everything split from it.
 class TrafficCounters {
  public:
   void add(Traffic kind, std::int64_t bytes) { bytes_[static_cast<std::size_t>(kind)] += bytes; }
@@ -39,7 +40,8 @@ class TrafficCounters {
 /// One collective: counts its bytes now and its seconds when it goes out of scope.
 class TrafficScope {
  public:
-  TrafficScope(TrafficCounters& counters, Traffic kind, std::int64_t bytes) : counters_(counters), kind_(kind) {
+  TrafficScope(TrafficCounters& counters, Traffic kind, std::int64_t bytes)
+      : counters_(counters), kind_(kind) {
     counters_.add(kind, bytes);
   }
   ~TrafficScope() {

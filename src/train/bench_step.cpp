@@ -31,9 +31,9 @@ std::vector<data::Batch> synthetic_step(const TrainerOptions& options, const dat
       batch.sample_ids.push_back(sample);
       batch.domains.push_back(0);
       for (std::int64_t position = 0; position <= options.seq; ++position) {
-        const std::int32_t token =
-            zipf_token(stream.uniform(static_cast<std::uint64_t>(sample), static_cast<std::uint64_t>(position)),
-                       options.role.model.vocab_size);
+        const std::int32_t token = zipf_token(
+            stream.uniform(static_cast<std::uint64_t>(sample), static_cast<std::uint64_t>(position)),
+            options.role.model.vocab_size);
         if (position < options.seq) {
           batch.tokens.push_back(token);
           batch.positions.push_back(static_cast<std::int32_t>(position));
@@ -85,7 +85,8 @@ BenchStepResult bench_step(const BenchStepOptions& options, const parallel::Comm
   BenchStepResult result;
   result.peak_rss_bytes = last.peak_rss_bytes;
 
-  GemmLimitOptions limit_options{trainer_options.role.model, parallel::scalar_type(trainer_options.role.compute),
+  GemmLimitOptions limit_options{trainer_options.role.model,
+                                 parallel::scalar_type(trainer_options.role.compute),
                                  trainer_options.global_batch * trainer_options.seq, trainer_options.seq, 5};
   GemmLimit limit(limit_options, trainer.grid());
   std::vector<double> rates, limits, ratios;

@@ -15,7 +15,7 @@ namespace athanor::train {
 struct BenchStepOptions {
   TrainerOptions trainer;
   std::int64_t warmup_steps = 3;
-  std::int64_t rounds = 5;          ///< alternations of limit and steps
+  std::int64_t rounds = 5;  ///< alternations of limit and steps
   std::int64_t steps_per_round = 3;
 };
 
@@ -25,10 +25,10 @@ struct BenchStepResult {
   double ratio = 0.0;                    ///< median of the rounds' ratios
   double ratio_min = 0.0;
   double ratio_max = 0.0;
-  std::int64_t peak_rss_bytes = 0;       ///< largest rank
+  std::int64_t peak_rss_bytes = 0;                          ///< largest rank
   std::map<std::string, std::int64_t> bytes_sent_per_step;  ///< by purpose, summed over ranks
   std::vector<GemmProduct> products;
-  StepTimes times;                       ///< mean per step, this rank
+  StepTimes times;  ///< mean per step, this rank
 };
 
 /// Collective over `role`.

@@ -21,9 +21,12 @@ constexpr std::array<Direction, 3> directions = {Direction::forward, Direction::
 
 std::string direction_name(Direction direction) {
   switch (direction) {
-    case Direction::forward: return "forward";
-    case Direction::data_gradient: return "data gradient";
-    case Direction::weight_gradient: return "weight gradient";
+    case Direction::forward:
+      return "forward";
+    case Direction::data_gradient:
+      return "data gradient";
+    case Direction::weight_gradient:
+      return "weight gradient";
   }
   return "";
 }
@@ -74,14 +77,18 @@ Operands make_operands(const ProductShape& shape, Direction direction, at::Scala
   const at::Tensor w = random(shape.n, shape.k);
   const at::Tensor y = random(shape.m, shape.n);
   switch (direction) {
-    case Direction::forward: return {x, w.transpose(1, 2), at::empty_like(y)};
-    case Direction::data_gradient: return {y, w, at::empty_like(x)};
-    case Direction::weight_gradient: return {y.transpose(1, 2), x, at::empty_like(w)};
+    case Direction::forward:
+      return {x, w.transpose(1, 2), at::empty_like(y)};
+    case Direction::data_gradient:
+      return {y, w, at::empty_like(x)};
+    case Direction::weight_gradient:
+      return {y.transpose(1, 2), x, at::empty_like(w)};
   }
   return {};
 }
 
-std::vector<Implementation> implementations(const ProductShape& shape, Direction direction, at::ScalarType type) {
+std::vector<Implementation> implementations(const ProductShape& shape, Direction direction,
+                                            at::ScalarType type) {
   const Operands operands = make_operands(shape, direction, type);
   std::vector<at::Tensor> a = operands.a.unbind(0);
   std::vector<at::Tensor> b = operands.b.unbind(0);
@@ -93,7 +100,9 @@ std::vector<Implementation> implementations(const ProductShape& shape, Direction
                    }
                  }});
   if (shape.groups > 1) {
-    all.push_back({"bmm", [a_all = operands.a, b_all = operands.b, out_all = operands.out]() mutable { at::bmm_out(out_all, a_all, b_all); }});
+    all.push_back({"bmm", [a_all = operands.a, b_all = operands.b, out_all = operands.out]() mutable {
+                     at::bmm_out(out_all, a_all, b_all);
+                   }});
     if (type != at::kDouble) {
       all.push_back({"grouped_mm", [operands] { (void)at::_grouped_mm(operands.a, operands.b); }});
     }
@@ -118,7 +127,8 @@ Timed choose_fastest(const ProductShape& shape, Direction direction, at::ScalarT
     }
   }
   timed.product.name = shape.name + ", " + direction_name(direction);
-  timed.product.shape = fmt::format("{} x {} x {}, {} a step", shape.m, shape.k, shape.n, shape.groups * shape.calls);
+  timed.product.shape =
+      fmt::format("{} x {} x {}, {} a step", shape.m, shape.k, shape.n, shape.groups * shape.calls);
   timed.calls = shape.calls;
   timed.flops = 2.0 * static_cast<double>(shape.groups * shape.calls * shape.m * shape.k * shape.n);
   return timed;
@@ -141,7 +151,8 @@ std::vector<ProductShape> product_shapes(const GemmLimitOptions& options, const 
     }
   };
   add("q", 1, tokens, model.hidden, model.heads * head_dim / tp, model.layers);
-  add("kv", 1, tokens, model.hidden, 2 * std::max<std::int64_t>(model.kv_heads / tp, 1) * head_dim, model.layers);
+  add("kv", 1, tokens, model.hidden, 2 * std::max<std::int64_t>(model.kv_heads / tp, 1) * head_dim,
+      model.layers);
   add("o", 1, tokens, model.heads * head_dim / tp, model.hidden, model.layers);
   if (sparse > 0) {
     const moe::MoeOptions& moe = model.moe;
@@ -174,7 +185,8 @@ Timed attention_core(const GemmLimitOptions& options, const parallel::ProcessGri
     (void)at::scaled_dot_product_attention(q, k, v, std::nullopt, 0.0, /*is_causal=*/true);
   };
   timed.calls = 3 * options.model.layers;
-  timed.flops = 4.0 * 0.5 * static_cast<double>(timed.calls * sequences * heads * options.seq * options.seq * head_dim);
+  timed.flops =
+      4.0 * 0.5 * static_cast<double>(timed.calls * sequences * heads * options.seq * options.seq * head_dim);
   timed.product.name = "attention core";
   timed.product.shape = fmt::format("{} x {} heads, 3 forward times a layer", sequences, heads);
   timed.product.implementation = "sdpa";
@@ -206,7 +218,9 @@ GemmLimit::GemmLimit(const GemmLimitOptions& options, const parallel::ProcessGri
 
 GemmLimit::~GemmLimit() = default;
 
-const std::vector<GemmProduct>& GemmLimit::products() const { return state_->products; }
+const std::vector<GemmProduct>& GemmLimit::products() const {
+  return state_->products;
+}
 
 double GemmLimit::measure() {
   at::NoGradGuard no_grad;

@@ -27,20 +27,23 @@ struct GemmLimitOptions {
   at::ScalarType compute = at::kFloat;
   std::int64_t global_tokens = 0;  ///< T: tokens of the whole step
   std::int64_t seq = 0;
-  int repeats = 5;                 ///< the median of them counts
+  int repeats = 5;  ///< the median of them counts
 };
 
-/// Measures the products q, kv, o, router, expert gate_up and down (T*k/E rows each) and dense ffn of each layer and the
-/// head once, each as forward, data gradient and weight gradient, and attention's core as 3 times one forward.
+/// Measures the products q, kv, o, router, expert gate_up and down (T*k/E rows each) and dense ffn of each
+/// layer and the head once, each as forward, data gradient and weight gradient, and attention's core as 3
+/// times one forward.
 class GemmLimit {
  public:
-  /// Allocates inputs and outputs and chooses the fastest implementation of each product. Collective over the role.
+  /// Allocates inputs and outputs and chooses the fastest implementation of each product. Collective over the
+  /// role.
   GemmLimit(const GemmLimitOptions& options, const parallel::ProcessGrid& grid);
   ~GemmLimit();
   GemmLimit(const GemmLimit&) = delete;
   GemmLimit& operator=(const GemmLimit&) = delete;
 
-  /// Seconds of all products of one step: the slowest rank's sum of medians, all ranks working at once. Collective.
+  /// Seconds of all products of one step: the slowest rank's sum of medians, all ranks working at once.
+  /// Collective.
   double measure();
   /// As of the last measure(), on this rank.
   const std::vector<GemmProduct>& products() const;

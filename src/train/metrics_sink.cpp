@@ -24,8 +24,8 @@ void put(nlohmann::ordered_json& object, const char* key, double value) {
 }
 
 nlohmann::ordered_json to_json(const StepTimes& times) {
-  return {{"data", times.data_s},         {"forward", times.forward_s},     {"backward", times.backward_s},
-          {"exchange", times.exchange_s}, {"reduce", times.reduce_s},       {"optimizer", times.optimizer_s},
+  return {{"data", times.data_s},         {"forward", times.forward_s}, {"backward", times.backward_s},
+          {"exchange", times.exchange_s}, {"reduce", times.reduce_s},   {"optimizer", times.optimizer_s},
           {"gather", times.gather_s},     {"total", times.total_s}};
 }
 
@@ -83,8 +83,8 @@ MetricsSink::MetricsSink(const MetricsSinkOptions& options)
   if (!options_.path.empty()) {
     file_.open(options_.path, std::ios::trunc);
     if (!file_) {
-      throw base::CannotCreateError("cannot write {} (the folder is missing or read-only) choose another run.dir",
-                                    options_.path);
+      throw base::CannotCreateError(
+          "cannot write {} (the folder is missing or read-only) choose another run.dir", options_.path);
     }
   }
 }
@@ -101,7 +101,8 @@ void MetricsSink::write_step(const StepMetrics& metrics) {
   if (!options_.path.empty()) {
     file_ << to_json(metrics).dump() << '\n' << std::flush;
     if (!file_) {
-      throw base::IoError("writing {} failed (disk full?) free space or choose another run.dir", options_.path);
+      throw base::IoError("writing {} failed (disk full?) free space or choose another run.dir",
+                          options_.path);
     }
     show_progress(metrics);
   }
@@ -109,9 +110,10 @@ void MetricsSink::write_step(const StepMetrics& metrics) {
 
 void MetricsSink::show_progress(const StepMetrics& metrics) {
   const double remaining_s = smoothed_step_s_ * static_cast<double>(options_.total_steps - metrics.step);
-  std::string line = fmt::format("step {}/{}  loss {:.4f}  norm {:.3f}  lr {:.2e}  {:.0f} tokens/s  balance std {:.3f}",
-                                 metrics.step, options_.total_steps, metrics.loss, metrics.grad_norm, metrics.lr,
-                                 metrics.tokens_per_s, metrics.expert_use_std);
+  std::string line =
+      fmt::format("step {}/{}  loss {:.4f}  norm {:.3f}  lr {:.2e}  {:.0f} tokens/s  balance std {:.3f}",
+                  metrics.step, options_.total_steps, metrics.loss, metrics.grad_norm, metrics.lr,
+                  metrics.tokens_per_s, metrics.expert_use_std);
   if (metrics.dropped > 0) {
     line += fmt::format("  dropped {}", metrics.dropped);
   }
@@ -119,7 +121,8 @@ void MetricsSink::show_progress(const StepMetrics& metrics) {
     line += fmt::format("  SKIPPED ({} so far)", metrics.total_skips);
   }
   line += fmt::format("  ETA {}", format_duration(remaining_s));
-  const bool due = metrics.step % options_.log_every == 0 || metrics.step == 1 || metrics.step == options_.total_steps;
+  const bool due =
+      metrics.step % options_.log_every == 0 || metrics.step == 1 || metrics.step == options_.total_steps;
   if (terminal_) {
     std::fprintf(stderr, "\r\033[K%s", line.c_str());
     std::fflush(stderr);
@@ -146,8 +149,8 @@ void MetricsSink::write_evaluation(std::int64_t step, const std::vector<infer::D
     put(entry, "loss", domain.loss);
     put(entry, "perplexity", domain.perplexity);
     entry["tokens"] = domain.tokens;
-    base::log_info("evaluation at step {}: {} loss {:.4f}  perplexity {:.2f}  ({} tokens)", step, domain.domain,
-                   domain.loss, domain.perplexity, domain.tokens);
+    base::log_info("evaluation at step {}: {} loss {:.4f}  perplexity {:.2f}  ({} tokens)", step,
+                   domain.domain, domain.loss, domain.perplexity, domain.tokens);
   }
   file_ << object.dump() << '\n' << std::flush;
 }

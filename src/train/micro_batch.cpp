@@ -5,7 +5,8 @@
 
 namespace athanor::train {
 
-double forward_micro_batch(const model::Transformer& model, const model::ForwardContext& context, MicroBatch& micro) {
+double forward_micro_batch(const model::Transformer& model, const model::ForwardContext& context,
+                           MicroBatch& micro) {
   model::ForwardContext micro_context = context;
   micro_context.forced_ids = micro.forced_ids.empty() ? nullptr : &micro.forced_ids;
   const at::Tensor x_BsD = model.embed(micro.batch, micro_context);

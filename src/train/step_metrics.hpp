@@ -13,11 +13,11 @@ namespace athanor::train {
 
 /// Balance of one sparse layer over the global batch.
 struct LayerBalance {
-  double use_std = 0.0;   ///< std over experts of f_i / mu
-  double use_max = 0.0;   ///< max over experts of f_i / mu
-  double use_min = 0.0;   ///< min over experts of f_i / mu
-  double dropped = 0.0;   ///< share of choices dropped by capacity
-  double entropy = 0.0;   ///< mean entropy of the normalised router scores, nats
+  double use_std = 0.0;  ///< std over experts of f_i / mu
+  double use_max = 0.0;  ///< max over experts of f_i / mu
+  double use_min = 0.0;  ///< min over experts of f_i / mu
+  double dropped = 0.0;  ///< share of choices dropped by capacity
+  double entropy = 0.0;  ///< mean entropy of the normalised router scores, nats
 };
 
 /// Seconds of a step by part, on this rank.
@@ -34,24 +34,25 @@ struct StepTimes {
 
 struct StepMetrics {
   std::string role;
-  std::int64_t step = 0;             ///< 1 after the first step
-  double loss = 0.0;                 ///< mean CE per valid token, nats
-  double total_loss = 0.0;           ///< what is minimised: loss + weighted balance and z terms
-  double balance_loss = 0.0;         ///< sum over layers and kinds, unweighted
+  std::int64_t step = 0;                        ///< 1 after the first step
+  double loss = 0.0;                            ///< mean CE per valid token, nats
+  double total_loss = 0.0;                      ///< what is minimised: loss + weighted balance and z terms
+  double balance_loss = 0.0;                    ///< sum over layers and kinds, unweighted
   std::map<std::string, double> balance_terms;  ///< per kind, sum over layers, unweighted
-  double grad_norm = 0.0;            ///< before clipping
+  double grad_norm = 0.0;                       ///< before clipping
   double lr = 0.0;
   double loss_scale = 1.0;
-  std::int64_t tokens = 0;           ///< valid labels seen so far, cumulative
+  std::int64_t tokens = 0;  ///< valid labels seen so far, cumulative
   double tokens_per_s = 0.0;
-  double expert_use_std = 0.0;       ///< mean of the layers' use_std
-  std::int64_t dropped = 0;          ///< choices dropped in this step
+  double expert_use_std = 0.0;  ///< mean of the layers' use_std
+  std::int64_t dropped = 0;     ///< choices dropped in this step
   bool skipped = false;
   std::int64_t total_skips = 0;
   std::array<std::int64_t, parallel::num_traffic_kinds> bytes_sent{};  ///< of this step, summed over the role
   std::vector<LayerBalance> layers;
-  std::vector<std::vector<std::int64_t>> expert_counts;  ///< [sparse layer][expert] of this step's global batch
-  std::int64_t peak_rss_bytes = 0;   ///< largest rank
+  std::vector<std::vector<std::int64_t>>
+      expert_counts;                ///< [sparse layer][expert] of this step's global batch
+  std::int64_t peak_rss_bytes = 0;  ///< largest rank
   StepTimes times;
 };
 

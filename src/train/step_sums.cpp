@@ -9,7 +9,8 @@
 
 namespace athanor::train {
 
-StepSums::StepSums(const model::Transformer& model, const std::vector<moe::LayerStatistics>& statistics, double ce_sum)
+StepSums::StepSums(const model::Transformer& model, const std::vector<moe::LayerStatistics>& statistics,
+                   double ce_sum)
     : num_layers_(model.num_sparse_layers()), num_experts_(model.config().moe.num_experts), ce_sum_(ce_sum) {
   counts_LE_ = at::zeros({num_layers_, num_experts_}, at::kLong);
   layer_ints_L2_ = at::zeros({num_layers_, 2}, at::kLong);
@@ -64,10 +65,10 @@ moe::LayerStatistics StepSums::layer(std::int64_t index) const {
   return layer;
 }
 
-void StepSums::advance(moe::BalanceState& balance, const model::Transformer& model, const moe::MoeOptions& options,
-                       double routed_tokens) const {
+void StepSums::advance(moe::BalanceState& balance, const model::Transformer& model,
+                       const moe::MoeOptions& options, std::int64_t routed_tokens) const {
   balance.previous_counts_LE.copy_(counts_LE_);
-  balance.previous_tokens = static_cast<std::int64_t>(routed_tokens);
+  balance.previous_tokens = routed_tokens;
   if (!options.uses(moe::BalanceKind::bias)) {
     return;
   }

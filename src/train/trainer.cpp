@@ -41,7 +41,9 @@ struct Trainer::Parts {
 namespace {
 
 // The largest power of two not above 1/labels: the part of 1/N that is exact in binary.
-double inverse_power_of_two(double labels) { return std::ldexp(1.0, -static_cast<int>(std::ceil(std::log2(labels)))); }
+double inverse_power_of_two(double labels) {
+  return std::ldexp(1.0, -static_cast<int>(std::ceil(std::log2(labels))));
+}
 
 std::int64_t count_valid_labels(const std::vector<data::Batch>& micro_batches) {
   std::int64_t labels = 0;
@@ -58,36 +60,82 @@ Trainer::Trainer(const TrainerOptions& options, const parallel::Communicator& ro
 
 Trainer::~Trainer() = default;
 
-const TrainerOptions& Trainer::options() const { return parts_->options; }
-const model::Transformer& Trainer::model() const { return parts_->model; }
-const parallel::ParameterMap& Trainer::parameters() const { return parts_->parameters; }
-const parallel::ProcessGrid& Trainer::grid() const { return parts_->grid; }
-optim::ShardedOptimizer& Trainer::optimizer() { return parts_->optimizer; }
-TrainState& Trainer::state() { return parts_->state; }
-void Trainer::force_routing(RoutingForcer forcer) { parts_->forcer = std::move(forcer); }
+const TrainerOptions& Trainer::options() const {
+  return parts_->options;
+}
+const model::Transformer& Trainer::model() const {
+  return parts_->model;
+}
+const parallel::ParameterMap& Trainer::parameters() const {
+  return parts_->parameters;
+}
+const parallel::ProcessGrid& Trainer::grid() const {
+  return parts_->grid;
+}
+optim::ShardedOptimizer& Trainer::optimizer() {
+  return parts_->optimizer;
+}
+TrainState& Trainer::state() {
+  return parts_->state;
+}
+void Trainer::force_routing(RoutingForcer forcer) {
+  parts_->forcer = std::move(forcer);
+}
 
 data::ReplicaSlice Trainer::replica() const {
   return {parts_->grid.coordinates().dp_rank, parts_->grid.dims().dp};
 }
 
+// Forward and backward of all micro-batches by the schedule; returns this replica's sum of CE.
+double Trainer::run_schedule(const std::vector<data::Batch>& micro_batches,
+                             const model::ForwardContext& context, double seed, StepTimes& times) {
+  std::vector<MicroBatch> micros(micro_batches.size());
+  double ce_sum = 0.0;
+  for (const Action& action : accumulation_schedule(static_cast<std::int64_t>(micros.size()))) {
+    const auto index = static_cast<std::size_t>(action.micro_batch);
+    MicroBatch& micro = micros[index];
+    if (action.kind == ActionKind::backward) {
+      const base::ScopedTimer timer(times.backward_s);
+      backward_micro_batch(micro, seed);
+      continue;
+    }
+    const base::ScopedTimer timer(times.forward_s);
+    micro.batch = infer::make_token_batch(micro_batches[index], parts_->grid.dims().tp);
+    if (parts_->forcer) {
+      micro.forced_ids = parts_->forcer(micro.batch);
+    }
+    ce_sum += forward_micro_batch(parts_->model, context, micro);
+  }
+  return ce_sum;
+}
+
+// Valid labels of the global batch: a replica's are the same on all its tp ranks and count once.
+std::int64_t Trainer::count_global_labels(const std::vector<data::Batch>& micro_batches) const {
+  const std::int64_t own = is_first_of_replica() ? count_valid_labels(micro_batches) : 0;
+  const std::int64_t labels = parallel::all_reduce_sum(own, parts_->grid.role());
+  if (labels == 0) {
+    throw base::DataError(
+        "step {} has no valid label in its whole batch (nothing to train on) check the data",
+        parts_->state.step + 1);
+  }
+  return labels;
+}
+
+bool Trainer::is_first_of_replica() const {
+  return parts_->grid.coordinates().tp_rank == 0;
+}
+
 StepMetrics Trainer::step(const std::vector<data::Batch>& micro_batches) {
   Parts& parts = *parts_;
-  base::Stopwatch total;
+  const base::Stopwatch total;
   StepMetrics metrics;
+  const parallel::TrafficCounters& traffic = parts.grid.role().traffic();
   parts.grid.role().traffic().reset();
-
-  // The labels of a replica are the same on all its tp ranks: count them once.
-  const bool counts_replica = parts.grid.coordinates().tp_rank == 0;
-  const std::int64_t own_labels = counts_replica ? count_valid_labels(micro_batches) : 0;
-  const std::int64_t labels = parallel::all_reduce_sum(own_labels, parts.grid.role());
-  if (labels == 0) {
-    throw base::DataError("step {} has no valid label in its whole batch (nothing to train on) check the data",
-                          parts.state.step + 1);
-  }
+  const auto labels = static_cast<double>(count_global_labels(micro_batches));
 
   std::vector<moe::LayerStatistics> statistics = parts.model.make_statistics();
   model::ForwardContext context;
-  context.valid_labels = static_cast<double>(labels);
+  context.valid_labels = labels;
   context.routed_tokens = static_cast<double>(parts.options.global_batch * parts.options.seq);
   context.num_sequences = static_cast<double>(parts.options.global_batch);
   context.seed = parts.options.seed;
@@ -95,64 +143,58 @@ StepMetrics Trainer::step(const std::vector<data::Batch>& micro_batches) {
   context.statistics = &statistics;
 
   parts.optimizer.begin_step();
-  const double seed = parts.scaler.scale() * inverse_power_of_two(static_cast<double>(labels));
-  std::vector<MicroBatch> micros(micro_batches.size());
-  double ce_sum = 0.0;
-  for (const Action& action : accumulation_schedule(static_cast<std::int64_t>(micros.size()))) {
-    const auto index = static_cast<std::size_t>(action.micro_batch);
-    MicroBatch& micro = micros[index];
-    if (action.kind == ActionKind::forward) {
-      base::ScopedTimer timer(metrics.times.forward_s);
-      micro.batch = infer::make_token_batch(micro_batches[index], parts.grid.dims().tp);
-      if (parts.forcer) {
-        micro.forced_ids = parts.forcer(micro.batch);
-      }
-      ce_sum += forward_micro_batch(parts.model, context, micro);
-    } else {
-      base::ScopedTimer timer(metrics.times.backward_s);
-      backward_micro_batch(micro, seed);
-    }
-  }
-
-  const double lr =
+  const double seed = parts.scaler.scale() * inverse_power_of_two(labels);
+  const double ce_sum = run_schedule(micro_batches, context, seed, metrics.times);
+  metrics.lr =
       optim::learning_rate(parts.options.role.optim, parts.optimizer.updates(), parts.options.total_steps);
-  const optim::UpdateResult update =
-      parts.optimizer.step({lr, 1.0 / (static_cast<double>(labels) * seed)});
+  const optim::UpdateResult update = parts.optimizer.step({metrics.lr, 1.0 / (labels * seed)});
   metrics.times.reduce_s = parts.optimizer.last_times().reduce_s;
   metrics.times.optimizer_s = parts.optimizer.last_times().update_s;
   metrics.times.gather_s = parts.optimizer.last_times().gather_s;
-
-  const parallel::TrafficCounters& traffic = parts.grid.role().traffic();
   metrics.times.exchange_s =
       traffic.seconds(parallel::Traffic::dispatch) + traffic.seconds(parallel::Traffic::combine);
 
-  StepSums sums(parts.model, statistics, counts_replica ? ce_sum : 0.0);
+  StepSums sums(parts.model, statistics, is_first_of_replica() ? ce_sum : 0.0);
   sums.reduce(parts.grid.role());
-  parts.scaler.update(!update.skipped);
-  parts.state.step += 1;
-  parts.state.tokens += labels;
-  if (!update.skipped) {
-    sums.advance(parts.state.balance, parts.model, parts.options.role.model.moe, context.routed_tokens);
-  }
-
-  metrics.role = parts.options.role.name;
-  metrics.step = parts.state.step;
-  metrics.tokens = parts.state.tokens;
-  metrics.lr = lr;
+  advance_state(update, sums, labels);
   metrics.grad_norm = update.grad_norm;
   metrics.skipped = update.skipped;
-  metrics.loss_scale = parts.scaler.scale();
-  metrics.total_skips = parts.scaler.state().total_skips;
-  sums.report(metrics, parts.options, static_cast<double>(labels));
+  sums.report(metrics, parts.options, labels);
+  describe_state(metrics);
   metrics.times.total_s = total.seconds();
-  metrics.tokens_per_s = static_cast<double>(labels) / metrics.times.total_s;
-  if (parts.scaler.state().consecutive_skips >= parts.options.role.optim.max_skips) {
-    throw base::NumericError(
-        "{} steps in a row had non-finite gradients, the last was step {} (optim.max_skips={}) lower optim.lr or "
-        "look at the data; the parameters are those before the first of them",
-        parts.scaler.state().consecutive_skips, parts.state.step, parts.options.role.optim.max_skips);
-  }
+  metrics.tokens_per_s = labels / metrics.times.total_s;
+  stop_after_too_many_skips();
   return metrics;
+}
+
+void Trainer::advance_state(const optim::UpdateResult& update, const StepSums& sums, double labels) {
+  Parts& parts = *parts_;
+  parts.scaler.update(!update.skipped);
+  parts.state.step += 1;
+  parts.state.tokens += static_cast<std::int64_t>(labels);
+  if (!update.skipped) {
+    sums.advance(parts.state.balance, parts.model, parts.options.role.model.moe,
+                 parts.options.global_batch * parts.options.seq);
+  }
+}
+
+void Trainer::describe_state(StepMetrics& metrics) const {
+  metrics.role = parts_->options.role.name;
+  metrics.step = parts_->state.step;
+  metrics.tokens = parts_->state.tokens;
+  metrics.loss_scale = parts_->scaler.scale();
+  metrics.total_skips = parts_->scaler.state().total_skips;
+}
+
+void Trainer::stop_after_too_many_skips() const {
+  const std::int64_t skips = parts_->scaler.state().consecutive_skips;
+  if (skips >= parts_->options.role.optim.max_skips) {
+    throw base::NumericError(
+        "{} steps in a row had non-finite gradients, the last was step {} (optim.max_skips={}) lower "
+        "optim.lr or "
+        "look at the data; the parameters are those before the first of them",
+        skips, parts_->state.step, parts_->options.role.optim.max_skips);
+  }
 }
 
 }  // namespace athanor::train

@@ -38,24 +38,29 @@ struct TrainerOptions {
   std::uint64_t seed = 0;
 };
 
-/// All that outlives a step and can change a later one, except parameters and moments, which the optimizer owns.
+/// All that outlives a step and can change a later one, except parameters and moments, which the optimizer
+/// owns.
 struct TrainState {
-  std::int64_t step = 0;     ///< steps done, skipped ones included
-  std::int64_t tokens = 0;   ///< valid labels seen
+  std::int64_t step = 0;    ///< steps done, skipped ones included
+  std::int64_t tokens = 0;  ///< valid labels seen
   moe::BalanceState balance;
   data::DataCursor cursor;
 };
 
+class StepSums;
+
 class Trainer {
  public:
-  /// Builds grid, model and optimizer. Collective over `role`. Throws ConfigError for what the layout cannot hold.
+  /// Builds grid, model and optimizer. Collective over `role`. Throws ConfigError for what the layout cannot
+  /// hold.
   Trainer(const TrainerOptions& options, const parallel::Communicator& role);
   ~Trainer();
   Trainer(const Trainer&) = delete;
   Trainer& operator=(const Trainer&) = delete;
 
-  /// One optimizer step over this replica's micro-batches (equal numbers on all replicas; a replica's list may hold
-  /// batches with zero rows). Collective over the role. Throws NumericError after optim.max_skips consecutive skips.
+  /// One optimizer step over this replica's micro-batches (equal numbers on all replicas; a replica's list
+  /// may hold batches with zero rows). Collective over the role. Throws NumericError after optim.max_skips
+  /// consecutive skips.
   StepMetrics step(const std::vector<data::Batch>& micro_batches);
 
   const TrainerOptions& options() const;
@@ -66,13 +71,20 @@ class Trainer {
   TrainState& state();
   /// Which part of a global batch this rank's replica reads.
   data::ReplicaSlice replica() const;
-  /// Tests: forces the routing of every sparse layer: called for each micro-batch, gives topk ids [T, K] per layer for
-  /// this rank's routed tokens.
+  /// Tests: forces the routing of every sparse layer: called for each micro-batch, gives topk ids [T, K] per
+  /// layer for this rank's routed tokens.
   using RoutingForcer = std::function<std::vector<at::Tensor>(const nn::TokenBatch&)>;
   void force_routing(RoutingForcer forcer);
 
  private:
   struct Parts;
+  double run_schedule(const std::vector<data::Batch>& micro_batches, const model::ForwardContext& context,
+                      double seed, StepTimes& times);
+  std::int64_t count_global_labels(const std::vector<data::Batch>& micro_batches) const;
+  bool is_first_of_replica() const;
+  void advance_state(const optim::UpdateResult& update, const StepSums& sums, double labels);
+  void describe_state(StepMetrics& metrics) const;
+  void stop_after_too_many_skips() const;
   std::unique_ptr<Parts> parts_;
 };
 

@@ -30,7 +30,8 @@ void on_first_rank(const parallel::Communicator& role, Action action) {
       code = static_cast<int>(error.exit_code());
     }
   }
-  const std::string all = parallel::broadcast_string(code == 0 ? "" : fmt::format("{:03}{}", code, message), 0, role);
+  const std::string all =
+      parallel::broadcast_string(code == 0 ? "" : fmt::format("{:03}{}", code, message), 0, role);
   if (!all.empty()) {
     throw base::Error(static_cast<base::ExitCode>(std::stoi(all.substr(0, 3))), all.substr(3));
   }
@@ -42,8 +43,8 @@ void prepare_run_folder(const TrainingOptions& options) {
   std::ofstream config(options.run_dir + "/config.ini", std::ios::trunc);
   config << options.config_text << std::flush;
   if (error || !config) {
-    throw base::CannotCreateError("run.dir={} cannot be written ({}) choose a folder you may write to", options.run_dir,
-                                  error ? error.message() : "config.ini cannot be created");
+    throw base::CannotCreateError("run.dir={} cannot be written ({}) choose a folder you may write to",
+                                  options.run_dir, error ? error.message() : "config.ini cannot be created");
   }
 }
 
@@ -52,9 +53,10 @@ data::Dataset open_dataset(const TrainingOptions& options, const std::vector<dat
   data::DatasetOptions dataset{sources, options.seq, options.seed, options.reset_attention};
   data::Dataset opened(dataset);
   if (opened.max_token_id() >= options.role.model.vocab_size) {
-    throw base::DataError("{} holds token id {} (model.vocab_size is {}) use the tokenizer that the model was set up "
-                          "for, or a larger vocabulary",
-                          option, opened.max_token_id(), options.role.model.vocab_size);
+    throw base::DataError(
+        "{} holds token id {} (model.vocab_size is {}) use the tokenizer that the model was set up "
+        "for, or a larger vocabulary",
+        option, opened.max_token_id(), options.role.model.vocab_size);
   }
   return opened;
 }
@@ -63,14 +65,17 @@ data::Dataset open_dataset(const TrainingOptions& options, const std::vector<dat
 class TrainingRun {
  public:
   TrainingRun(const TrainingOptions& options, const parallel::Communicator& role)
-      : options_(options), role_(role), train_set_(open_dataset(options, options.train_sources, "data.train")) {
+      : options_(options),
+        role_(role),
+        train_set_(open_dataset(options, options.train_sources, "data.train")) {
     if (!options.valid_sources.empty()) {
       valid_set_.emplace(open_dataset(options, options.valid_sources, "data.valid"));
     }
     if (train_set_.num_samples() < options.global_batch) {
-      throw base::DataError("data.train has {} samples of {} tokens (one batch is {}) give more text, or lower "
-                            "batch.global or batch.seq",
-                            train_set_.num_samples(), options.seq, options.global_batch);
+      throw base::DataError(
+          "data.train has {} samples of {} tokens (one batch is {}) give more text, or lower "
+          "batch.global or batch.seq",
+          train_set_.num_samples(), options.seq, options.global_batch);
     }
     on_first_rank(role, [&] { prepare_run_folder(options); });
     TrainerOptions trainer{options.role, options.global_batch, options.seq, options.steps, options.seed};
@@ -131,10 +136,11 @@ class TrainingRun {
 
   void log_start() const {
     const model::ParameterCount count = model::count_parameters(options_.role.model);
-    base::log_info("{}: {:.1f} M parameters, {:.1f} M active for a token; {}", options_.role.name, count.total / 1e6,
-                   count.active / 1e6, trainer_->grid().describe());
-    base::log_info("data: {} tokens in {} domains; a step is {} sequences of {} tokens", train_set_.num_tokens(),
-                   train_set_.domain_names().size(), options_.global_batch, options_.seq);
+    base::log_info("{}: {:.1f} M parameters, {:.1f} M active for a token; {}", options_.role.name,
+                   count.total / 1e6, count.active / 1e6, trainer_->grid().describe());
+    base::log_info("data: {} tokens in {} domains; a step is {} sequences of {} tokens",
+                   train_set_.num_tokens(), train_set_.domain_names().size(), options_.global_batch,
+                   options_.seq);
   }
 
   static void summarise(const std::vector<StepMetrics>& history, TrainingResult& result) {
@@ -151,7 +157,8 @@ class TrainingRun {
         result.expert_use_std += history[i].expert_use_std / static_cast<double>(tail);
       }
     }
-    std::nth_element(rates.begin(), rates.begin() + static_cast<std::ptrdiff_t>(rates.size() / 2), rates.end());
+    std::nth_element(rates.begin(), rates.begin() + static_cast<std::ptrdiff_t>(rates.size() / 2),
+                     rates.end());
     result.tokens_per_s = rates[rates.size() / 2];
     result.first_loss = history.front().loss;
     result.tokens = history.back().tokens;

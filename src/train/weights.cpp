@@ -23,11 +23,16 @@ constexpr std::int64_t max_io_bytes = std::int64_t{1} << 30;
 
 std::string dtype_name(at::ScalarType type) {
   switch (type) {
-    case at::kFloat: return "F32";
-    case at::kDouble: return "F64";
-    case at::kBFloat16: return "BF16";
-    case at::kHalf: return "F16";
-    default: throw base::InternalError("weights of type {} have no safetensors name", at::toString(type));
+    case at::kFloat:
+      return "F32";
+    case at::kDouble:
+      return "F64";
+    case at::kBFloat16:
+      return "BF16";
+    case at::kHalf:
+      return "F16";
+    default:
+      throw base::InternalError("weights of type {} have no safetensors name", at::toString(type));
   }
 }
 
@@ -44,7 +49,8 @@ at::ScalarType scalar_type_of(const std::string& path, const checkpoint::Safeten
   if (entry.dtype == "F16") {
     return at::kHalf;
   }
-  throw base::CheckpointError("{}: tensor {} is {} (weights are F32, F64, BF16 or F16)", path, entry.name, entry.dtype);
+  throw base::CheckpointError("{}: tensor {} is {} (weights are F32, F64, BF16 or F16)", path, entry.name,
+                              entry.dtype);
 }
 
 class File {
@@ -61,9 +67,11 @@ class File {
   void write_at(const void* data, std::int64_t bytes, std::int64_t offset) const {
     const char* from = static_cast<const char*>(data);
     while (bytes > 0) {
-      const ssize_t done = ::pwrite(fd_, from, static_cast<std::size_t>(std::min(bytes, max_io_bytes)), offset);
+      const ssize_t done =
+          ::pwrite(fd_, from, static_cast<std::size_t>(std::min(bytes, max_io_bytes)), offset);
       if (done <= 0) {
-        throw base::IoError("writing {} failed ({}) free space or choose another run.dir", path_, std::strerror(errno));
+        throw base::IoError("writing {} failed ({}) free space or choose another run.dir", path_,
+                            std::strerror(errno));
       }
       from += done;
       bytes -= done;
@@ -75,7 +83,8 @@ class File {
     while (bytes > 0) {
       const ssize_t done = ::pread(fd_, to, static_cast<std::size_t>(std::min(bytes, max_io_bytes)), offset);
       if (done <= 0) {
-        throw base::IoError("reading {} failed ({})", path_, done == 0 ? "it ends early" : std::strerror(errno));
+        throw base::IoError("reading {} failed ({})", path_,
+                            done == 0 ? "it ends early" : std::strerror(errno));
       }
       to += done;
       bytes -= done;
@@ -93,7 +102,8 @@ class File {
   int fd_ = -1;
 };
 
-// Calls visit(first element in the file's tensor, first element in the slice, count) for each contiguous run of a box.
+// Calls visit(first element in the file's tensor, first element in the slice, count) for each contiguous run
+// of a box.
 template <typename Visit>
 void for_each_run(const parallel::ShardSpec& shard, Visit visit) {
   const std::int64_t local = shard.local_numel();
@@ -119,7 +129,8 @@ std::uint64_t slice_hash(const parallel::Parameter& parameter) {
 }
 
 // For each parameter: whether this rank is the first holder of its slice.
-std::vector<bool> first_holders(const parallel::ParameterMap& parameters, const parallel::Communicator& role) {
+std::vector<bool> first_holders(const parallel::ParameterMap& parameters,
+                                const parallel::Communicator& role) {
   const auto num = static_cast<std::int64_t>(parameters.all().size());
   at::Tensor own = at::empty({num}, at::kLong);
   for (std::int64_t i = 0; i < num; ++i) {
@@ -188,7 +199,8 @@ void save_weights(const std::string& folder, const parallel::ParameterMap& param
     file.write_at(header_bytes.data(), static_cast<std::int64_t>(header_bytes.size()), 0);
     if (const auto* entry = header.find(bias_name)) {
       const at::Tensor bias = balance.bias_PE.contiguous();
-      file.write_at(bias.data_ptr(), static_cast<std::int64_t>(bias.nbytes()), header.data_begin + entry->begin);
+      file.write_at(bias.data_ptr(), static_cast<std::int64_t>(bias.nbytes()),
+                    header.data_begin + entry->begin);
     }
   }
   role.barrier();
@@ -216,8 +228,8 @@ void save_weights(const std::string& folder, const parallel::ParameterMap& param
   role.barrier();
 }
 
-void load_weights(const std::string& folder, const parallel::ParameterMap& parameters, moe::BalanceState& balance,
-                  const parallel::Communicator& role) {
+void load_weights(const std::string& folder, const parallel::ParameterMap& parameters,
+                  moe::BalanceState& balance, const parallel::Communicator& role) {
   const std::string path = folder + "/" + file_name;
   const checkpoint::SafetensorsHeader header = checkpoint::read_safetensors_header(path);
   const File file(path, O_RDONLY);
@@ -227,8 +239,9 @@ void load_weights(const std::string& folder, const parallel::ParameterMap& param
   if (const auto* entry = header.find(bias_name); entry != nullptr && balance.bias_PE.defined()) {
     at::Tensor bias = at::empty(entry->shape, scalar_type_of(path, *entry));
     if (bias.sizes() != balance.bias_PE.sizes()) {
-      throw base::CheckpointError("{}: {} has another shape than the model's (another model) use its own config.ini",
-                                  path, bias_name);
+      throw base::CheckpointError(
+          "{}: {} has another shape than the model's (another model) use its own config.ini", path,
+          bias_name);
     }
     file.read_at(bias.data_ptr(), static_cast<std::int64_t>(bias.nbytes()), header.data_begin + entry->begin);
     balance.bias_PE.copy_(bias);

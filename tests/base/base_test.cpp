@@ -37,7 +37,8 @@ TEST(Error, CheckNamesConditionAndMessage) {
     ATHANOR_CHECK(value == 4, "value is {}", value);
     FAIL() << "no exception";
   } catch (const InternalError& error) {
-    EXPECT_NE(std::string(error.what()).find("value is 3 (value == 4 is false)"), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find("value is 3 (value == 4 is false)"), std::string::npos)
+        << error.what();
   }
 }
 

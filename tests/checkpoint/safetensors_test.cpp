@@ -15,7 +15,8 @@ class Safetensors : public testing::Test {
  protected:
   void SetUp() override {
     path_ = (std::filesystem::temp_directory_path() /
-             (std::string("athanor_") + testing::UnitTest::GetInstance()->current_test_info()->name() + ".safetensors"))
+             (std::string("athanor_") + testing::UnitTest::GetInstance()->current_test_info()->name() +
+              ".safetensors"))
                 .string();
   }
   void TearDown() override { std::filesystem::remove(path_); }
@@ -80,8 +81,9 @@ TEST_F(Safetensors, RefusesDamagedFiles) {
   EXPECT_NE(refusal().find("impossible shape"), std::string::npos);
   write_header(R"({"a":{"dtype":"X9","shape":[2],"data_offsets":[0,8]}})", 8);
   EXPECT_NE(refusal().find("dtype X9"), std::string::npos);
-  write_header(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})",
-               8);
+  write_header(
+      R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})",
+      8);
   EXPECT_NE(refusal().find("overlap"), std::string::npos);
   write_header(R"({"a":{"dtype":"F32"}})", 8);
   EXPECT_NE(refusal().find("malformed"), std::string::npos);

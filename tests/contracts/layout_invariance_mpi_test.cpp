@@ -109,7 +109,9 @@ std::vector<Layout> layouts_of(const Case& test) {
   return legal;
 }
 
-double relative(double a, double b) { return std::abs(a - b) / std::max(std::abs(b), 1e-300); }
+double relative(double a, double b) {
+  return std::abs(a - b) / std::max(std::abs(b), 1e-300);
+}
 
 void expect_same_steps(const RunRecord& run, const RunRecord& reference) {
   ASSERT_EQ(run.steps.size(), reference.steps.size());
@@ -135,8 +137,8 @@ void expect_same_tensors(const std::map<std::string, at::Tensor>& run,
   for (const auto& [name, expected] : reference) {
     const double difference = (run.at(name) - expected).abs().max().item<double>();
     const double scale = expected.abs().max().item<double>();
-    EXPECT_TRUE(difference <= f64_tolerance * scale) << what << " of " << name << " differs by " << difference
-                                                     << " where the largest is " << scale;
+    EXPECT_TRUE(difference <= f64_tolerance * scale)
+        << what << " of " << name << " differs by " << difference << " where the largest is " << scale;
   }
 }
 
@@ -192,7 +194,9 @@ TEST_P(LayoutInvariance, FollowsOneRank) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Cases, LayoutInvariance, testing::ValuesIn(all_cases()),
-                         [](const testing::TestParamInfo<Case>& info) { return "Case" + std::to_string(info.index); });
+                         [](const testing::TestParamInfo<Case>& info) {
+                           return "Case" + std::to_string(info.index);
+                         });
 
 // In f32: loss of the first 3 steps and grad norm of the first to 1e-5.
 TEST(LayoutInvarianceF32, FirstStepsFollowOneRank) {

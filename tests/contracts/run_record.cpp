@@ -59,7 +59,8 @@ class TensorCollector {
 };
 
 void collect_tensors(train::Trainer& trainer, const parallel::Communicator& role, RunRecord& record) {
-  TensorCollector parameters(trainer.parameters()), exp_avg(trainer.parameters()), exp_avg_sq(trainer.parameters());
+  TensorCollector parameters(trainer.parameters()), exp_avg(trainer.parameters()),
+      exp_avg_sq(trainer.parameters());
   for (const auto& parameter : trainer.parameters().all()) {
     parameters.add(*parameter, 0, parameter->value.flatten());
   }
@@ -73,7 +74,9 @@ void collect_tensors(train::Trainer& trainer, const parallel::Communicator& role
 }
 
 // Flat text-and-binary form of a record, for broadcasting.
-void put(std::string& out, double value) { out.append(reinterpret_cast<const char*>(&value), sizeof(value)); }
+void put(std::string& out, double value) {
+  out.append(reinterpret_cast<const char*>(&value), sizeof(value));
+}
 double take(const char*& at) {
   double value = 0.0;
   std::memcpy(&value, at, sizeof(value));

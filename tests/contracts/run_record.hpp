@@ -45,8 +45,8 @@ struct RunRecord {
   std::map<std::string, at::Tensor> exp_avg_sq;
 };
 
-/// Trains `test` at `layout` on the ranks of `role` (of layout.ranks). Collective over `role`; the record is the same on
-/// all its ranks.
+/// Trains `test` at `layout` on the ranks of `role` (of layout.ranks). Collective over `role`; the record is
+/// the same on all its ranks.
 RunRecord run_layout(const Case& test, const Layout& layout, const parallel::Communicator& role);
 
 /// Copies rank `root`'s record to all ranks of `comm`. Collective.

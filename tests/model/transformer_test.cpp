@@ -141,7 +141,8 @@ TEST(Transformer, RecomputationGivesTheSameGradientsAndCountsOnce) {
   kept.backward();
   repeated.backward();
   for (std::size_t i = 0; i < kept.parameters.all().size(); ++i) {
-    EXPECT_TRUE(at::equal(kept.parameters.all()[i]->grad.buffer(), repeated.parameters.all()[i]->grad.buffer()))
+    EXPECT_TRUE(
+        at::equal(kept.parameters.all()[i]->grad.buffer(), repeated.parameters.all()[i]->grad.buffer()))
         << kept.parameters.all()[i]->name;
   }
   EXPECT_TRUE(at::equal(kept.statistics[0].counts_E, repeated.statistics[0].counts_E));
@@ -164,7 +165,8 @@ TEST(Transformer, LayersOfOneParameterSetShareTensorsAndGradient) {
     at::NoGradGuard no_grad;
     for (const auto& parameter : separate.parameters.all()) {
       if (parameter->name.starts_with(second)) {
-        parameter->value.copy_(separate.parameters.find(first + parameter->name.substr(second.size()))->value);
+        parameter->value.copy_(
+            separate.parameters.find(first + parameter->name.substr(second.size()))->value);
       }
     }
   }
@@ -173,7 +175,8 @@ TEST(Transformer, LayersOfOneParameterSetShareTensorsAndGradient) {
   for (const auto& parameter : shared.parameters.all()) {
     at::Tensor expected = separate.parameters.find(parameter->name)->grad.buffer();
     if (parameter->name.starts_with(first)) {
-      expected = expected + separate.parameters.find(second + parameter->name.substr(first.size()))->grad.buffer();
+      expected =
+          expected + separate.parameters.find(second + parameter->name.substr(first.size()))->grad.buffer();
     }
     EXPECT_TRUE(at::allclose(parameter->grad.buffer(), expected, 1e-10, 1e-12)) << parameter->name;
   }
@@ -222,8 +225,10 @@ TEST(Transformer, LossOfAnUntrainedModelIsNearTheUniformOne) {
   config.init_std = 0.02;
   Fixture fixture(config);
   ForwardContext context = fixture.context();
-  const auto hidden = fixture.model.blocks(fixture.model.embed(fixture.batch, context), fixture.batch, context);
-  EXPECT_NEAR(fixture.model.head_loss(hidden.h_BsD, fixture.batch).sum.item<double>() / 27, std::log(37.0), 0.05);
+  const auto hidden =
+      fixture.model.blocks(fixture.model.embed(fixture.batch, context), fixture.batch, context);
+  EXPECT_NEAR(fixture.model.head_loss(hidden.h_BsD, fixture.batch).sum.item<double>() / 27, std::log(37.0),
+              0.05);
 }
 
 TEST(Transformer, RefusesShapesItCannotHold) {

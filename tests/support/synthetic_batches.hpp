@@ -49,7 +49,8 @@ inline std::vector<data::Batch> synthetic_step(const SyntheticData& data, const 
   const std::int64_t per_replica = data.global_batch / replica.count;
   std::vector<data::Batch> batches;
   for (std::int64_t first = 0; first < per_replica; first += micro) {
-    batches.push_back(synthetic_rows(data, step * data.global_batch + replica.index * per_replica + first, micro));
+    batches.push_back(
+        synthetic_rows(data, step * data.global_batch + replica.index * per_replica + first, micro));
   }
   return batches;
 }

@@ -19,7 +19,9 @@ namespace {
 
 using tests::world;
 
-tests::SyntheticData data() { return {53, 10, 8, 9, false}; }
+tests::SyntheticData data() {
+  return {53, 10, 8, 9, false};
+}
 
 TrainerOptions small_options(base::ComputeType compute) {
   TrainerOptions options;
@@ -69,8 +71,8 @@ TEST_P(ComputeTypes, TheLossFalls) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, ComputeTypes,
-                         testing::Values(base::ComputeType::f32, base::ComputeType::f64, base::ComputeType::bf16,
-                                         base::ComputeType::fp16));
+                         testing::Values(base::ComputeType::f32, base::ComputeType::f64,
+                                         base::ComputeType::bf16, base::ComputeType::fp16));
 
 TEST(Trainer, ANonFiniteGradientOnOneRankSkipsTheStepEverywhere) {
   Trainer trainer(small_options(base::ComputeType::f32), world());
@@ -103,7 +105,8 @@ TEST(Trainer, ANonFiniteGradientOnOneRankSkipsTheStepEverywhere) {
   EXPECT_TRUE(at::equal(before.bias_PE, trainer.state().balance.bias_PE));
   EXPECT_EQ(trainer.optimizer().updates(), 1);
   for (std::size_t i = 0; i < values.size(); ++i) {
-    EXPECT_TRUE(at::equal(values[i], trainer.parameters().all()[i]->value)) << trainer.parameters().all()[i]->name;
+    EXPECT_TRUE(at::equal(values[i], trainer.parameters().all()[i]->value))
+        << trainer.parameters().all()[i]->name;
   }
   EXPECT_FALSE(train_step(trainer, 2).skipped);
 }
@@ -123,7 +126,8 @@ TEST(Trainer, ARunOfSkipsStopsTheRun) {
 
 TEST(Weights, ReadBackAtAnotherLayout) {
   const std::string folder =
-      (std::filesystem::temp_directory_path() / ("athanor_weights_np" + std::to_string(world().size()))).string();
+      (std::filesystem::temp_directory_path() / ("athanor_weights_np" + std::to_string(world().size())))
+          .string();
   if (world().rank() == 0) {
     std::filesystem::create_directories(folder);
   }
@@ -148,7 +152,8 @@ TEST(Weights, ReadBackAtAnotherLayout) {
 
   other.role.model.moe.ffn = 16;
   Trainer foreign(other, world());
-  EXPECT_THROW(load_weights(folder, foreign.parameters(), foreign.state().balance, world()), base::CheckpointError);
+  EXPECT_THROW(load_weights(folder, foreign.parameters(), foreign.state().balance, world()),
+               base::CheckpointError);
   EXPECT_THROW(load_weights(folder + "-missing", foreign.parameters(), foreign.state().balance, world()),
                base::MissingInputError);
   world().barrier();

@@ -135,29 +135,6 @@ ATHANOR_KERNEL_INLINE void block_scores(const T* q, const AttentionShape& shape,
 }
 
 struct AttentionForward {
-  template <typename A>
-  ATHANOR_KERNEL_INLINE static A row_maximum(const A* row, std::int64_t count) {
-    constexpr int lanes = LaneSum<A>::width;
-    A largest[lanes];
-    for (int j = 0; j < lanes; ++j) {
-      largest[j] = -std::numeric_limits<A>::infinity();
-    }
-    std::int64_t i = 0;
-    for (; i + lanes <= count; i += lanes) {
-      for (int j = 0; j < lanes; ++j) {
-        largest[j] = row[i + j] > largest[j] ? row[i + j] : largest[j];
-      }
-    }
-    A result = largest[0];
-    for (int j = 1; j < lanes; ++j) {
-      result = largest[j] > result ? largest[j] : result;
-    }
-    for (; i < count; ++i) {
-      result = row[i] > result ? row[i] : result;
-    }
-    return result;
-  }
-
   /// Scores of one row to e^(score - maximum), 0 beyond `count`; returns their sum.
   template <typename A>
   ATHANOR_KERNEL_INLINE static A exponentials(A* row, A maximum, std::int64_t count, std::int64_t padded) {
@@ -184,7 +161,7 @@ struct AttentionForward {
     for (std::int64_t i = 0; i < block.count; ++i) {
       A* row = work.scores + i * work.keys;
       const std::int64_t count = visible_keys(shape, block, i);
-      const A maximum = row_maximum(row, count);
+      const A maximum = row_maximum<A>(row, count);
       const A sum = exponentials(row, maximum, count, block.padded_keys);
       inverse_sum[i] = A(1) / sum;
       lse[(block.sequence * shape.heads + block.head) * shape.queries + block.first + i] =

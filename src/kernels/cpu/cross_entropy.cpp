@@ -8,31 +8,6 @@ namespace {
 
 struct Statistics {
   template <typename A, typename T>
-  ATHANOR_KERNEL_INLINE static A maximum(const T* x, std::int64_t n) {
-    constexpr int lanes = LaneSum<A>::width;
-    A largest[lanes];
-    for (int j = 0; j < lanes; ++j) {
-      largest[j] = -std::numeric_limits<A>::infinity();
-    }
-    std::int64_t i = 0;
-    for (; i + lanes <= n; i += lanes) {
-      for (int j = 0; j < lanes; ++j) {
-        const A value = load(x[i + j]);
-        largest[j] = value > largest[j] ? value : largest[j];
-      }
-    }
-    for (int j = 0; i < n; ++i, ++j) {
-      const A value = load(x[i]);
-      largest[j] = value > largest[j] ? value : largest[j];
-    }
-    A result = largest[0];
-    for (int j = 1; j < lanes; ++j) {
-      result = largest[j] > result ? largest[j] : result;
-    }
-    return result;
-  }
-
-  template <typename A, typename T>
   ATHANOR_KERNEL_INLINE static A sum_exp(const T* x, A largest, std::int64_t n) {
     LaneSum<A> sum;
     constexpr int lanes = LaneSum<A>::width;
@@ -53,7 +28,7 @@ struct Statistics {
                                         std::int64_t vocab, SoftmaxStatistics<A>* statistics) {
     for (std::int64_t r = 0; r < rows; ++r) {
       const T* row = logits + r * vocab;
-      const A largest = maximum<A>(row, vocab);
+      const A largest = row_maximum<A>(row, vocab);
       const bool here = labels[r] >= 0 && labels[r] < vocab;
       statistics[r] = {largest, sum_exp<A>(row, largest, vocab), here ? load(row[labels[r]]) : A(0)};
     }

@@ -113,4 +113,30 @@ ATHANOR_KERNEL_INLINE A dot(const T* x, const T* y, std::int64_t n) {
   return sum.total();
 }
 
+/// Largest x[i] of a row, -infinity of an empty one; NaN are passed over.
+template <typename A, typename T>
+ATHANOR_KERNEL_INLINE A row_maximum(const T* x, std::int64_t n) {
+  constexpr int lanes = LaneSum<A>::width;
+  A largest[lanes];
+  for (int j = 0; j < lanes; ++j) {
+    largest[j] = -std::numeric_limits<A>::infinity();
+  }
+  std::int64_t i = 0;
+  for (; i + lanes <= n; i += lanes) {
+    for (int j = 0; j < lanes; ++j) {
+      const A value = load(x[i + j]);
+      largest[j] = value > largest[j] ? value : largest[j];
+    }
+  }
+  A result = largest[0];
+  for (int j = 1; j < lanes; ++j) {
+    result = largest[j] > result ? largest[j] : result;
+  }
+  for (; i < n; ++i) {
+    const A value = load(x[i]);
+    result = value > result ? value : result;
+  }
+  return result;
+}
+
 }  // namespace athanor::kernels::cpu

@@ -26,7 +26,7 @@ struct Best {
     if (size == capacity && !(candidate > value[size - 1])) {
       return;
     }
-    const A comparable = candidate == candidate ? candidate : -std::numeric_limits<A>::infinity();
+    const A comparable = std::isnan(candidate) ? -std::numeric_limits<A>::infinity() : candidate;
     std::int64_t at = size < capacity ? size++ : size - 1;
     for (; at > 0 && comparable > value[at - 1]; --at) {
       value[at] = value[at - 1];

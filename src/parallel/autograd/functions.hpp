@@ -20,15 +20,19 @@
 
 namespace athanor::parallel::autograd {
 
-/// Concatenates the ranks' tensors (equal shapes) along `dim`. `comm` must outlive the backward pass (here and below).
+/// Concatenates the ranks' tensors (equal shapes) along `dim`. `comm` must outlive the backward pass (here
+/// and below).
 at::Tensor all_gather_dim(const at::Tensor& x, std::int64_t dim, const Communicator& comm, Traffic purpose);
-/// Sums over ranks and keeps this rank's equal part of `dim` (its length must be a multiple of the group's size).
-at::Tensor reduce_scatter_dim(const at::Tensor& x, std::int64_t dim, const Communicator& comm, Traffic purpose);
+/// Sums over ranks and keeps this rank's equal part of `dim` (its length must be a multiple of the group's
+/// size).
+at::Tensor reduce_scatter_dim(const at::Tensor& x, std::int64_t dim, const Communicator& comm,
+                              Traffic purpose);
 at::Tensor copy_to_group(const at::Tensor& x, const Communicator& comm, Traffic purpose);
 at::Tensor reduce_from_group(const at::Tensor& x, const Communicator& comm, Traffic purpose);
-/// Differentiable exchange of rows; forward bytes count as `forward_purpose`, backward ones as `backward_purpose`.
+/// Differentiable exchange of rows; forward bytes count as `forward_purpose`, backward ones as
+/// `backward_purpose`.
 at::Tensor all_to_all_v(const at::Tensor& x, std::vector<std::int64_t> send_rows,
-                        std::vector<std::int64_t> receive_rows, const Communicator& comm, Traffic forward_purpose,
-                        Traffic backward_purpose);
+                        std::vector<std::int64_t> receive_rows, const Communicator& comm,
+                        Traffic forward_purpose, Traffic backward_purpose);
 
 }  // namespace athanor::parallel::autograd

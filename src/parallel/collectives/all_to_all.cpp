@@ -68,7 +68,8 @@ void all_to_all_v_into(const at::Tensor& output, const at::Tensor& input,
   const std::vector<MutableBytes> receive = row_parts(output, receive_rows);
   const std::vector<MutableBytes> send = row_parts(source, send_rows);
   std::ranges::copy(send[own], receive[own].begin());
-  const TrafficScope scope(comm.traffic(), purpose, (source.size(0) - send_rows[own]) * detail::row_bytes(source));
+  const TrafficScope scope(comm.traffic(), purpose,
+                           (source.size(0) - send_rows[own]) * detail::row_bytes(source));
   comm.backend().exchange(receive, std::vector<Bytes>(send.begin(), send.end()));
 }
 

@@ -10,7 +10,8 @@ void broadcast_(at::Tensor& tensor, int root, const Communicator& comm, Traffic 
     return;
   }
   at::Tensor contiguous = tensor.contiguous().detach();
-  const std::int64_t sent_bytes = comm.rank() == root ? detail::total_bytes(contiguous) * (comm.size() - 1) : 0;
+  const std::int64_t sent_bytes =
+      comm.rank() == root ? detail::total_bytes(contiguous) * (comm.size() - 1) : 0;
   const TrafficScope scope(comm.traffic(), purpose, sent_bytes);
   comm.backend().broadcast(contiguous, root);
   if (!tensor.is_contiguous()) {

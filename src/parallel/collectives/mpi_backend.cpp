@@ -1,6 +1,7 @@
 #include "parallel/collectives/mpi_backend.hpp"
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include <ATen/ATen.h>
@@ -69,27 +70,26 @@ class Requests {
   void receive(MutableBytes bytes, int source) {
     for (; !bytes.empty(); bytes = bytes.subspan(piece(bytes.size()))) {
       const int count = base::checked_cast<int>(piece(bytes.size()), "a message's bytes");
-      ATHANOR_MPI_CALL(state_, MPI_Irecv(bytes.data(), count, MPI_BYTE, source, tag, state_.comm, add()));
+      ATHANOR_MPI_CALL(state_,
+                       MPI_Irecv(bytes.data(), count, MPI_BYTE, source, tag, state_.comm, add(source)));
     }
   }
   void send(Bytes bytes, int target) {
     for (; !bytes.empty(); bytes = bytes.subspan(piece(bytes.size()))) {
       const int count = base::checked_cast<int>(piece(bytes.size()), "a message's bytes");
-      ATHANOR_MPI_CALL(state_, MPI_Isend(bytes.data(), count, MPI_BYTE, target, tag, state_.comm, add()));
+      ATHANOR_MPI_CALL(state_,
+                       MPI_Isend(bytes.data(), count, MPI_BYTE, target, tag, state_.comm, add(target)));
     }
   }
+  // One by one: Open MPI 4.1's MPI_Waitall may spin for ever when a message failed before it was called.
   void wait() {
-    const int count = base::checked_cast<int>(requests_.size(), "the number of messages");
-    std::vector<MPI_Status> statuses(requests_.size());
-    const int code = MPI_Waitall(count, requests_.data(), statuses.data());
-    if (code == MPI_ERR_IN_STATUS) {  // the reasons are in the single messages
-      for (const MPI_Status& status : statuses) {
-        detail::check_mpi(status.MPI_ERROR == MPI_ERR_PENDING ? MPI_SUCCESS : status.MPI_ERROR,
-                          fmt::format("MPI_Waitall (exchange with rank {})", status.MPI_SOURCE), state_.name,
+    for (auto& [request, peer] : requests_) {
+      const int code = MPI_Wait(&request, MPI_STATUS_IGNORE);
+      if (code != MPI_SUCCESS) {
+        detail::check_mpi(code, fmt::format("MPI_Wait (exchange with rank {})", peer), state_.name,
                           state_.rank, state_.size);
       }
     }
-    detail::check_mpi(code, "MPI_Waitall (exchange)", state_.name, state_.rank, state_.size);
   }
 
  private:
@@ -97,10 +97,10 @@ class Requests {
   static std::size_t piece(std::size_t bytes) {
     return std::min(bytes, static_cast<std::size_t>(max_call_bytes));
   }
-  MPI_Request* add() { return &requests_.emplace_back(MPI_REQUEST_NULL); }
+  MPI_Request* add(int peer) { return &requests_.emplace_back(MPI_REQUEST_NULL, peer).first; }
 
   const detail::CommunicatorState& state_;
-  std::vector<MPI_Request> requests_;
+  std::vector<std::pair<MPI_Request, int>> requests_;  // and the other rank
 };
 
 MPI_Datatype integer_type(at::ScalarType type) {

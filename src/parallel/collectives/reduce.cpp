@@ -116,9 +116,10 @@ bool is_mpi_integer(at::ScalarType type) {
 }  // namespace
 
 at::Tensor reduce_scatter_sum(const at::Tensor& input, const Communicator& comm, Traffic purpose) {
-  ATHANOR_CHECK(input.dim() >= 1 && input.is_floating_point() && input.size(0) % comm.size() == 0,
-                "reduce_scatter_sum on group {} of {} ranks needs floats and a number of rows that they divide",
-                comm.name(), comm.size());
+  ATHANOR_CHECK(
+      input.dim() >= 1 && input.is_floating_point() && input.size(0) % comm.size() == 0,
+      "reduce_scatter_sum on group {} of {} ranks needs floats and a number of rows that they divide",
+      comm.name(), comm.size());
   if (comm.size() == 1) {
     return input;
   }
@@ -140,7 +141,8 @@ void reduce_scatter_sum_into(at::Tensor& output, const at::Tensor& input, const 
   const at::Tensor flat = input.contiguous().detach().view({-1});
   const at::Tensor flat_output = output.detach().view({-1});
   const std::int64_t own_elements = flat_output.numel();
-  const TrafficScope scope(comm.traffic(), purpose, detail::total_bytes(flat) / comm.size() * (comm.size() - 1));
+  const TrafficScope scope(comm.traffic(), purpose,
+                           detail::total_bytes(flat) / comm.size() * (comm.size() - 1));
   const std::int64_t piece = std::min(piece_elements(comm), own_elements);
   const BlockReducer reducer(flat, piece, comm);
   std::vector<Block> blocks(static_cast<std::size_t>(comm.size()));

@@ -12,7 +12,8 @@
 
 namespace athanor::parallel::detail {
 
-/// An owned communicator with what every message about it needs. Freed on destruction unless MPI has ended before.
+/// An owned communicator with what every message about it needs. Freed on destruction unless MPI has ended
+/// before.
 struct CommunicatorState {
   MPI_Comm comm = MPI_COMM_NULL;
   int rank = 0;
@@ -27,8 +28,8 @@ struct CommunicatorState {
   CommunicatorState& operator=(const CommunicatorState&) = delete;
 };
 
-/// Takes ownership of `comm` (not null) and sets MPI_ERRORS_RETURN on it: without that, checking return codes is
-/// dead code.
+/// Takes ownership of `comm` (not null) and sets MPI_ERRORS_RETURN on it: without that, checking return codes
+/// is dead code.
 std::unique_ptr<CommunicatorState> make_state(MPI_Comm comm, std::string name,
                                               std::shared_ptr<TrafficCounters> traffic);
 
