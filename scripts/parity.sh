@@ -8,7 +8,7 @@ set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-deps="${ATHANOR_DEPS:-$root/.deps}"
+deps="$root/.deps"
 venv="$deps/parity"
 dump="${1:-$root/build/test/tests/parity/parity_dump}"
 # torch is not among transformers' own requirements; the last ones are torch's.

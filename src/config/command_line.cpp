@@ -366,9 +366,14 @@ std::string first_difference(const std::string& ini_a, const std::string& ini_b)
                                        : std::pair(line.substr(0, equals), line.substr(equals + 3));
   };
   std::string section;
-  for (std::string line_a, line_b;
-       static_cast<bool>(std::getline(lines_a, line_a)) | static_cast<bool>(std::getline(lines_b, line_b));
-       line_a.clear(), line_b.clear()) {
+  for (;;) {
+    std::string line_a;
+    std::string line_b;
+    const bool has_a = static_cast<bool>(std::getline(lines_a, line_a));
+    const bool has_b = static_cast<bool>(std::getline(lines_b, line_b));
+    if (!has_a && !has_b) {
+      break;
+    }
     if (line_a != line_b) {
       return fmt::format("{}{}{} ({} and {})", section, section.empty() ? "" : ".", split(line_a).first,
                          split(line_a).second, split(line_b).second);

@@ -62,7 +62,7 @@ std::string token_file_prefix(const std::string& path) {
 }
 
 struct TokenFile::State {
-  State(const std::string& prefix_in)
+  explicit State(const std::string& prefix_in)
       : prefix(prefix_in), index(prefix_in + ".idx"), bin(prefix_in + ".bin") {}
 
   std::string prefix;

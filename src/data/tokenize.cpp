@@ -224,7 +224,7 @@ void write_token_files(const TokenizeOptions& options, const Tokenizer& tokenize
 
 // Trains the tokenizer unless it exists. Returns its path.
 std::string prepare_tokenizer(const TokenizeOptions& options, TokenizeResult& result) {
-  const std::string path = options.tokenizer.empty() ? options.output + ".model" : options.tokenizer;
+  std::string path = options.tokenizer.empty() ? options.output + ".model" : options.tokenizer;
   if (!options.tokenizer.empty() && std::filesystem::exists(path)) {
     return path;
   }

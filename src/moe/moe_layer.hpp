@@ -23,7 +23,7 @@ struct MoeOutput {
   at::Tensor aux;  ///< as Routing::aux
 };
 
-/// Parameters: router.weight [E, D] (kept and used in the accumulation type), experts.gate_up [E, 2F, D] and
+/// Parameters: router.weight [E, D] (used in the accumulation type), experts.gate_up [E, 2F, D] and
 /// experts.down [E, D, F] sharded on E over ep, shared.* (a FeedForward of width shared_experts * F,
 /// tp-sharded). Collective over ep (and over tp for capacity, sequence counts and shared experts), forward
 /// and backward, also for ranks and experts without tokens.

@@ -4,6 +4,8 @@
 
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
+#include <fstream>
 
 #include <nlohmann/json.hpp>
 
@@ -68,6 +70,22 @@ nlohmann::ordered_json to_json(const StepMetrics& metrics) {
   return object;
 }
 
+// Whether lines on stderr end up on a terminal: directly, or through mpirun, which hands them on from a pipe.
+bool is_shown_on_terminal() {
+  if (::isatty(STDERR_FILENO) == 1) {
+    return true;
+  }
+  const std::filesystem::path launcher = "/proc/" + std::to_string(::getppid());
+  std::string name;
+  std::getline(std::ifstream(launcher / "comm"), name);
+  if (name != "mpirun" && name != "mpiexec" && name != "orterun" && name != "prterun") {
+    return false;
+  }
+  std::error_code error;
+  const std::string target = std::filesystem::read_symlink(launcher / "fd" / "2", error).string();
+  return !error && (target.starts_with("/dev/pts/") || target.starts_with("/dev/tty"));
+}
+
 std::string format_duration(double seconds) {
   const auto total = static_cast<std::int64_t>(std::llround(seconds));
   if (total >= 3600) {
@@ -79,7 +97,7 @@ std::string format_duration(double seconds) {
 }  // namespace
 
 MetricsSink::MetricsSink(const MetricsSinkOptions& options)
-    : options_(options), terminal_(::isatty(STDERR_FILENO) == 1) {
+    : options_(options), terminal_(is_shown_on_terminal()) {
   if (!options_.path.empty()) {
     file_.open(options_.path, std::ios::trunc);
     if (!file_) {
