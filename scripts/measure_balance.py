@@ -128,7 +128,7 @@ def main():
     arguments = parser.parse_args()
     os.chdir(ROOT)
     rows = MODELS if arguments.shape == "dense" else BALANCE
-    shape = BENCH if arguments.shape == "bench" else REDUCED
+    shape = {**BENCH, "batch.global": 8 * arguments.ranks} if arguments.shape == "bench" else REDUCED
     if arguments.only:
         wanted = arguments.only.split(";")
         rows = {name: extra for name, extra in rows.items() if any(name == only for only in wanted)}

@@ -67,13 +67,13 @@ part() {
 }
 
 sanitizer_tests() {
-  local labels='^(base|parallel|moe|data)$' targets
+  local labels='^(base|parallel|moe|data|checkpoint)$' targets
   if ! cmake --preset asan; then
     count "sanitizer configuration" 1
     return 1
   fi
   mapfile -t targets < <(ninja -C build/asan -t targets all |
-    sed -n -E 's/^((base|parallel|moe|data)(_mpi)?_tests): phony$/\1/p')
+    sed -n -E 's/^((base|parallel|moe|data|checkpoint)(_mpi)?_tests): phony$/\1/p')
   if [[ ${#targets[@]} -eq 0 ]] || ! cmake --build build/asan -j "$(cores)" --target "${targets[@]}"; then
     count "sanitizer build" 1
     return 1
