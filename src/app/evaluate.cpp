@@ -8,8 +8,10 @@
 #include "app/commands.hpp"
 #include "app/launch.hpp"
 #include "app/role_setup.hpp"
+#include "base/error.hpp"
 #include "config/validate.hpp"
 #include "data/dataset.hpp"
+#include "parallel/run_agreed.hpp"
 
 namespace athanor::app {
 namespace {
@@ -40,7 +42,7 @@ nlohmann::json to_json(const infer::DomainLoss& loss) {
 
 CommandResult run_evaluate(const config::RunConfig& config, const parallel::Communicator& world) {
   std::optional<data::Dataset> dataset;
-  run_agreed(world, [&] { dataset.emplace(open_dataset(config)); });
+  parallel::run_agreed(world, [&] { dataset.emplace(open_dataset(config)); });
   const parallel::RoleSplit roles = split_roles(config, world);
   const LoadedModel loaded(config, roles.comm());
   const parallel::ParallelDims& dims = loaded.grid().dims();

@@ -6,7 +6,9 @@
 #include "app/commands.hpp"
 #include "app/launch.hpp"
 #include "app/role_setup.hpp"
+#include "base/error.hpp"
 #include "data/tokenizer.hpp"
+#include "parallel/run_agreed.hpp"
 
 namespace athanor::app {
 namespace {
@@ -41,7 +43,7 @@ void validate_generation(const config::RunConfig& config) {
 
 CommandResult run_generate(const config::RunConfig& config, const parallel::Communicator& world) {
   std::optional<data::Tokenizer> tokenizer;
-  run_agreed(world, [&] { tokenizer.emplace(open_tokenizer(config)); });
+  parallel::run_agreed(world, [&] { tokenizer.emplace(open_tokenizer(config)); });
   infer::GenerationOptions options = make_options(config.generate);
   options.end_of_document = tokenizer->end_of_document();
   infer::GenerationRequest request;

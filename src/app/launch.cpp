@@ -1,7 +1,6 @@
 #include "app/launch.hpp"
 
 #include <ATen/Parallel.h>
-#include <c10/util/Exception.h>
 #include <sched.h>
 #include <unistd.h>
 
@@ -9,11 +8,11 @@
 #include <array>
 #include <cstdio>
 #include <cstdlib>
-#include <exception>
 #include <fstream>
 #include <string>
 #include <vector>
 
+#include "base/error.hpp"
 #include "base/hash.hpp"
 #include "base/log.hpp"
 #include "config/command_line.hpp"
@@ -21,18 +20,6 @@
 
 namespace athanor::app {
 namespace {
-
-// An error as one string: its exit code in three digits, then its message; "" without one.
-std::string failure_of(const std::function<void()>& action) {
-  try {
-    action();
-  } catch (const base::Error& error) {
-    return fmt::format("{:03}{}", static_cast<int>(error.exit_code()), error.what());
-  } catch (const std::exception& error) {
-    return fmt::format("{:03}{}", static_cast<int>(base::ExitCode::internal), message_of(error));
-  }
-  return "";
-}
 
 int allowed_cores() {
   cpu_set_t set;
@@ -54,20 +41,6 @@ int machine_cores() {
 }
 
 }  // namespace
-
-void run_agreed(const parallel::Communicator& world, const std::function<void()>& action) {
-  const std::vector<std::string> failures = parallel::all_gather_strings(failure_of(action), world);
-  const auto first =
-      std::find_if(failures.begin(), failures.end(), [](const std::string& text) { return !text.empty(); });
-  if (first == failures.end()) {
-    return;
-  }
-  const bool is_common =
-      std::all_of(failures.begin(), failures.end(), [&](const auto& text) { return text == *first; });
-  const std::string message = first->substr(3);
-  throw base::Error(static_cast<base::ExitCode>(std::stoi(first->substr(0, 3))),
-                    is_common ? message : fmt::format("rank {}: {}", first - failures.begin(), message));
-}
 
 int count_local_ranks(const parallel::Communicator& world) {
   std::array<char, 256> name{};
@@ -103,11 +76,6 @@ void check_same_config(const std::string& ini, const parallel::Communicator& wor
       "{} on ranks 0 and {} (all ranks must have one configuration) give every rank the same config "
       "file and options",
       config::first_difference(texts[0], texts[rank]), rank);
-}
-
-std::string message_of(const std::exception& error) {
-  const auto* torch_error = dynamic_cast<const c10::Error*>(&error);
-  return torch_error != nullptr ? torch_error->what_without_backtrace() : error.what();
 }
 
 void print_error(const std::string& message) {

@@ -12,6 +12,7 @@
 #include "app/commands.hpp"
 #include "app/launch.hpp"
 #include "app/role_setup.hpp"
+#include "base/error.hpp"
 #include "base/log.hpp"
 #include "base/memory.hpp"
 #include "config/command_line.hpp"
@@ -20,6 +21,7 @@
 #include "config/validate.hpp"
 #include "data/tokenizer.hpp"
 #include "parallel/mpi_environment.hpp"
+#include "parallel/run_agreed.hpp"
 
 namespace athanor::app {
 
@@ -181,13 +183,13 @@ int fail(const parallel::MpiEnvironment& environment, const parallel::Communicat
 // The stages in which all ranks agree on errors: no abort is needed. Nothing: go on.
 std::optional<int> prepare(int argc, char** argv, const parallel::Communicator& world,
                            config::ParsedCommand& parsed) {
-  run_agreed(world, [&] { parsed = parse(argc, argv); });
+  parallel::run_agreed(world, [&] { parsed = parse(argc, argv); });
   if (const std::optional<std::string> text = text_to_print(parsed)) {
     print_result({*text, {}}, false, world.rank());
     return 0;
   }
   const int local_ranks = count_local_ranks(world);
-  run_agreed(world, [&] { check(parsed, world.size(), local_ranks); });
+  parallel::run_agreed(world, [&] { check(parsed, world.size(), local_ranks); });
   check_same_config(config::to_ini(parsed.config), world);
   share_cores(local_ranks);
   if (parsed.dry_run) {
@@ -219,7 +221,7 @@ int run(int argc, char** argv) {
   } catch (const base::Error& error) {
     return fail(environment, world, static_cast<int>(error.exit_code()), error.what());
   } catch (const std::exception& error) {
-    return fail(environment, world, static_cast<int>(base::ExitCode::internal), message_of(error));
+    return fail(environment, world, static_cast<int>(base::ExitCode::internal), parallel::message_of(error));
   }
 }
 
@@ -231,7 +233,7 @@ int main(int argc, char** argv) {
   try {
     return athanor::app::run(argc, argv);
   } catch (const std::exception& error) {  // MPI did not start, or failed outside a command
-    athanor::app::print_error(athanor::app::message_of(error));
+    athanor::app::print_error(athanor::parallel::message_of(error));
     return static_cast<int>(athanor::base::ExitCode::internal);
   }
 }

@@ -8,8 +8,10 @@
 #include "app/commands.hpp"
 #include "app/launch.hpp"
 #include "app/role_setup.hpp"
+#include "base/error.hpp"
 #include "base/log.hpp"
 #include "config/command_line.hpp"
+#include "parallel/run_agreed.hpp"
 
 namespace athanor::app {
 namespace {
@@ -92,7 +94,7 @@ std::string to_text(const train::TrainingResult& result) {
 }  // namespace
 
 CommandResult run_train(const config::RunConfig& config, const parallel::Communicator& world) {
-  run_agreed(world, [&] {
+  parallel::run_agreed(world, [&] {
     if (world.rank() == 0) {
       prepare_run_folder(config);
     }

@@ -6,6 +6,7 @@
 
 #include "base/error.hpp"
 #include "model/transformer_block.hpp"
+#include "moe/balance_loss.hpp"
 #include "nn/functional.hpp"
 #include "parallel/autograd/functions.hpp"
 
@@ -231,10 +232,9 @@ moe::BalanceState Transformer::make_balance_state() const {
 }
 
 std::vector<moe::LayerStatistics> Transformer::make_statistics() const {
-  std::vector<moe::LayerStatistics> statistics(static_cast<std::size_t>(num_sparse_layers()));
-  for (moe::LayerStatistics& layer : statistics) {
-    layer.counts_E = at::zeros({parts_->config.moe.num_experts}, at::kLong);
-    layer.score_sum_E = at::zeros({parts_->config.moe.num_experts}, at::kDouble);
+  std::vector<moe::LayerStatistics> statistics;
+  for (std::int64_t i = 0; i < num_sparse_layers(); ++i) {
+    statistics.push_back(moe::make_statistics(parts_->config.moe.num_experts));
   }
   return statistics;
 }

@@ -10,32 +10,12 @@
 #include "base/error.hpp"
 #include "base/log.hpp"
 #include "base/stopwatch.hpp"
-#include "parallel/collectives/collectives.hpp"
+#include "parallel/run_agreed.hpp"
 #include "train/metrics_sink.hpp"
 #include "train/weights.hpp"
 
 namespace athanor::train {
 namespace {
-
-// Runs `action` on rank 0 of the role; if it throws there, every rank throws the same error.
-template <typename Action>
-void on_first_rank(const parallel::Communicator& role, Action action) {
-  std::string message;
-  int code = 0;
-  if (role.rank() == 0) {
-    try {
-      action();
-    } catch (const base::Error& error) {
-      message = error.what();
-      code = static_cast<int>(error.exit_code());
-    }
-  }
-  const std::string all =
-      parallel::broadcast_string(code == 0 ? "" : fmt::format("{:03}{}", code, message), 0, role);
-  if (!all.empty()) {
-    throw base::Error(static_cast<base::ExitCode>(std::stoi(all.substr(0, 3))), all.substr(3));
-  }
-}
 
 void prepare_run_folder(const TrainingOptions& options) {
   std::error_code error;
@@ -77,7 +57,11 @@ class TrainingRun {
           "batch.global or batch.seq",
           train_set_.num_samples(), options.seq, options.global_batch);
     }
-    on_first_rank(role, [&] { prepare_run_folder(options); });
+    parallel::run_agreed(role, [&] {
+      if (role.rank() == 0) {
+        prepare_run_folder(options);
+      }
+    });
     TrainerOptions trainer{options.role, options.global_batch, options.seq, options.steps, options.seed};
     trainer_.emplace(trainer, role);
     MetricsSinkOptions sink;
