@@ -30,6 +30,7 @@ BENCH = {"--config": "configs/bench-s.ini", "optim.lr": 1e-3, "optim.min_lr": 1e
 BALANCE = {
     "none": {"moe.balance": "none"},
     "squared 0.001": {"moe.balance": "squared", "moe.balance_weight": 0.001},
+    "squared 0.004": {"moe.balance": "squared", "moe.balance_weight": 0.004},
     "squared 0.01": {"moe.balance": "squared", "moe.balance_weight": 0.01},
     "squared 0.01, counts of the micro-step": {
         "moe.balance": "squared", "moe.balance_weight": 0.01, "moe.balance_counts": "micro_step"},
