@@ -12,7 +12,7 @@ deps="$root/.deps"
 venv="$deps/parity"
 dump="${1:-$root/build/test/tests/parity/parity_dump}"
 # torch is not among transformers' own requirements; the last ones are torch's.
-packages=(transformers==5.23.0 numpy filelock fsspec jinja2 networkx sympy typing_extensions)
+packages=(transformers==5.23.0 h5py sentencepiece protobuf numpy filelock fsspec jinja2 networkx sympy typing_extensions)
 
 [[ -x "$dump" ]] || fail "$dump is not there (the tests are not built): run scripts/build.sh test" 66
 
