@@ -12,7 +12,6 @@ import json
 import math
 import os
 import pathlib
-import shutil
 import statistics
 import subprocess
 import sys
@@ -31,6 +30,7 @@ BALANCE = {
     "none": {"moe.balance": "none"},
     "squared 0.001": {"moe.balance": "squared", "moe.balance_weight": 0.001},
     "squared 0.004": {"moe.balance": "squared", "moe.balance_weight": 0.004},
+    "squared 0.006": {"moe.balance": "squared", "moe.balance_weight": 0.006},
     "squared 0.01": {"moe.balance": "squared", "moe.balance_weight": 0.01},
     "squared 0.01, counts of the micro-step": {
         "moe.balance": "squared", "moe.balance_weight": 0.01, "moe.balance_counts": "micro_step"},
@@ -68,13 +68,11 @@ def run_one(arguments, name, shape, extra, seed):
     options = {**shape, **extra}
     config = [f"--config={ROOT / options.pop('--config')}"] if "--config" in options else []
     options.update({
-        "parallel.ep": arguments.ranks if options.get("moe.experts", 128) else 1, "run.dir": folder, "run.seed": seed,
+        "parallel.ep": arguments.ranks if options.get("moe.experts", 128) else 1, "run.dir": folder, "run.seed": seed, "checkpoint.keep": 1,
         "train.steps": arguments.steps, "train.log_every": 100, "data.train": arguments.train,
         "data.tokenizer": arguments.tokenizer,
     })
-    if not (folder / "model.safetensors").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        launch(arguments, "train", *config, *(f"--{key}={value}" for key, value in options.items()))
+    launch(arguments, "train", *config, *(f"--{key}={value}" for key, value in options.items()))
     evaluation = launch(arguments, "evaluate", f"--checkpoint={folder}", f"--data.valid={arguments.valid}",
                         "--train.eval_batches=0", f"--parallel.ep={options['parallel.ep']}")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

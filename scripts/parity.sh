@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Compares this program's numbers with Hugging Face's Qwen3-MoE and Qwen3 (logits, loss, gradients, generated texts).
+# Compares this program with Hugging Face's Qwen3-MoE and Qwen3: logits, loss, gradients, generated texts; folders that
+# are imported and exported; 50 training steps. Reads a checkpoint with h5py by docs/checkpoint_format.md.
 #   scripts/parity.sh [PARITY_DUMP]     (default: build/test/tests/parity/parity_dump, from scripts/build.sh test)
 #
 # transformers and what it imports go into .deps/parity (about 200 MB, fetched once); torch's Python side is that of
@@ -12,7 +13,7 @@ deps="$root/.deps"
 venv="$deps/parity"
 dump="${1:-$root/build/test/tests/parity/parity_dump}"
 # torch is not among transformers' own requirements; the last ones are torch's.
-packages=(transformers==5.23.0 h5py sentencepiece protobuf numpy filelock fsspec jinja2 networkx sympy typing_extensions)
+packages=(transformers==5.23.0 h5py xxhash numpy filelock fsspec jinja2 networkx sympy typing_extensions)
 
 [[ -x "$dump" ]] || fail "$dump is not there (the tests are not built): run scripts/build.sh test" 66
 
@@ -78,6 +79,13 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 "$dump" "$work"
 cuda=/usr/local/cuda
 libraries="$venv/stand-ins:$torch_folder/nvidia/cu13/lib:$cuda/lib64:$cuda/extras/CUPTI/lib64"
-LD_LIBRARY_PATH="$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" \
-  PYTHONPATH="$venv:$torch_folder" PYTHONDONTWRITEBYTECODE=1 \
-  python3 "$root/tests/parity/transformers_parity.py" "$work"
+compare() {
+  LD_LIBRARY_PATH="$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" \
+    PYTHONPATH="$venv:$torch_folder" PYTHONDONTWRITEBYTECODE=1 python3 "$root/tests/parity/$1" "${@:2}"
+}
+
+tests="$(dirname "$(dirname "$dump")")"
+exchange=(--program "$(dirname "$tests")/athanor" --probe "$tests/parity/parity_probe")
+compare transformers_parity.py "$work"
+compare hf_exchange.py "${exchange[@]}" --work "$work/exchange"
+compare training_curve.py "${exchange[@]}" --work "$work/curve"

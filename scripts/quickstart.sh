@@ -2,7 +2,8 @@
 # From a fresh machine to a trained 128-expert model: dependencies, build, a corpus of real text, a tokenizer, a
 # pretraining run on all cores, its evaluation and a sample of its text. Under 20 minutes on 2 cores.
 #   scripts/quickstart.sh [--section.key=value ...]     options go to `athanor train`, e.g. --train.steps=100
-# Run again, it goes on from what exists: a finished step is known by its output. Delete runs/quickstart to train anew.
+# Run again, it goes on from what exists: a finished step is known by its output, and an interrupted training goes on
+# from its last checkpoint. Delete runs/quickstart to train anew.
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -15,7 +16,7 @@ domains=(prose code)
 prompt="The"
 
 if [[ "${1:-}" == -h || "${1:-}" == --help ]]; then
-  sed -n '2,5s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+  sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
   exit 0
 fi
 
@@ -118,8 +119,9 @@ steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitl
 steps = [step for step in steps if "expert_use_std" in step]
 first = steps[0]
 print(f"""
-Trained {result['steps']} steps, {result['tokens']:,} tokens at {result['tokens_per_s']:,.0f} tokens/s.
-  training loss       {result['first_loss']:.3f} at the first step, {result['last_loss']:.3f} at the end""")
+Trained {result['first_step'] + result['steps']} steps, {result['tokens']:,} tokens at \
+{result['tokens_per_s']:,.0f} tokens/s.
+  training loss       {first['loss']:.3f} at the first step, {result['last_loss']:.3f} at the end""")
 for name, domain in evaluation["domains"].items():
     print(f"  held-out {name:<10} perplexity {domain['perplexity']:.1f} "
           f"(loss {domain['loss']:.3f}, {domain['tokens']:,} tokens)")
@@ -128,7 +130,7 @@ print(f"""  expert balance      std of use {first['expert_use_std']:.2f} at the 
   a sample            {' '.join(sample['text'].split())}
 
 Where everything lies:
-  {run}/   config.ini, metrics.jsonl, log.txt, the weights, result.json, evaluation.json, sample.json
+  {run}/   config.ini, metrics.jsonl, log.txt, checkpoints/, result.json, evaluation.json, sample.json
   {corpus}/           the text, the tokenizer (tokenizer.model) and the token files
   build/athanor     the program
 Go on with, for example:

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "base/error.hpp"
 #include "config/run_config.hpp"
 #include "parallel/communicator.hpp"
 
@@ -13,6 +14,7 @@ namespace athanor::app {
 struct CommandResult {
   std::string text;
   nlohmann::json json;
+  base::ExitCode exit_code = base::ExitCode::ok;  ///< bad_data: a comparison or check found something
 };
 
 /// Each is collective over `world` and throws base::Error.
@@ -21,6 +23,16 @@ CommandResult run_train(const config::RunConfig& config, const parallel::Communi
 CommandResult run_evaluate(const config::RunConfig& config, const parallel::Communicator& world);
 CommandResult run_generate(const config::RunConfig& config, const parallel::Communicator& world);
 CommandResult run_bench_step(const config::RunConfig& config, const parallel::Communicator& world);
+CommandResult run_bench_checkpoint(const config::RunConfig& config, const parallel::Communicator& world);
+CommandResult run_checkpoint_verify(const config::RunConfig& config, const parallel::Communicator& world);
+
+/// These work on one rank.
+CommandResult run_checkpoint_list(const config::RunConfig& config);
+CommandResult run_checkpoint_show(const config::RunConfig& config);
+CommandResult run_checkpoint_diff(const config::RunConfig& config);
+CommandResult run_checkpoint_merge(const config::RunConfig& config);
+CommandResult run_checkpoint_export(const config::RunConfig& config);
+CommandResult run_checkpoint_import(const config::RunConfig& config);
 
 /// Throws ConfigError for `generate.*` that contradict each other.
 void validate_generation(const config::RunConfig& config);

@@ -15,6 +15,7 @@
 #include "base/error.hpp"
 #include "base/log.hpp"
 #include "base/memory.hpp"
+#include "checkpoint/catalog.hpp"
 #include "config/command_line.hpp"
 #include "config/estimate.hpp"
 #include "config/help.hpp"
@@ -45,8 +46,10 @@ config::ParsedCommand parse(int argc, char** argv) {
   config::ParsedCommand parsed = config::parse_command_line(argc, argv);
   const bool is_action = parsed.command && !parsed.help && !parsed.version && !parsed.dump_docs;
   if (is_action && reads_checkpoint(*parsed.command) && !parsed.config.source.checkpoint.empty()) {
-    parsed.config = config::resolve_with_base(
-        *parsed.command, read_checkpoint_settings(parsed.config.source.checkpoint), parsed.settings);
+    const std::string folder = checkpoint::resolve_checkpoint(parsed.config.source.checkpoint);
+    parsed.config =
+        config::resolve_with_base(*parsed.command, read_checkpoint_settings(folder), parsed.settings);
+    parsed.config.source.checkpoint = folder;
   }
   return parsed;
 }
@@ -95,7 +98,7 @@ void check(config::ParsedCommand& parsed, int world_size, int local_ranks) {
   config::RunConfig& config = parsed.config;
   const int ranks = planned_ranks(parsed, world_size);
   config::validate(config, ranks);
-  if (config.command == Command::tokenize) {
+  if (config.command == Command::tokenize || config::converts_checkpoints(config.command)) {
     return;
   }
   if (config.command == Command::generate) {
@@ -115,8 +118,8 @@ void check(config::ParsedCommand& parsed, int world_size, int local_ranks) {
 CommandResult plan(const config::ParsedCommand& parsed, int world_size) {
   const config::RunConfig& config = parsed.config;
   CommandResult result{"", nlohmann::json::object()};
-  if (config.command == Command::tokenize) {
-    result.text = "tokenize: the options are in order\n";
+  if (config.command == Command::tokenize || config::converts_checkpoints(config.command)) {
+    result.text = fmt::format("{}: the options are in order\n", config::command_name(config.command));
     return result;
   }
   for (const config::RoleConfig& role : config.roles) {
@@ -146,6 +149,22 @@ CommandResult run_command(const config::RunConfig& config, const parallel::Commu
       return run_generate(config, world);
     case Command::bench_step:
       return run_bench_step(config, world);
+    case Command::bench_checkpoint:
+      return run_bench_checkpoint(config, world);
+    case Command::checkpoint_list:
+      return run_checkpoint_list(config);
+    case Command::checkpoint_verify:
+      return run_checkpoint_verify(config, world);
+    case Command::checkpoint_show:
+      return run_checkpoint_show(config);
+    case Command::checkpoint_diff:
+      return run_checkpoint_diff(config);
+    case Command::checkpoint_merge:
+      return run_checkpoint_merge(config);
+    case Command::checkpoint_export:
+      return run_checkpoint_export(config);
+    case Command::checkpoint_import:
+      return run_checkpoint_import(config);
   }
   throw base::InternalError("no such command");
 }
@@ -216,8 +235,9 @@ int run(int argc, char** argv) {
     return static_cast<int>(error.exit_code());
   }
   try {
-    print_result(run_command(parsed.config, world), parsed.json, world.rank());
-    return 0;
+    const CommandResult result = run_command(parsed.config, world);
+    print_result(result, parsed.json, world.rank());
+    return static_cast<int>(result.exit_code);
   } catch (const base::Error& error) {
     return fail(environment, world, static_cast<int>(error.exit_code()), error.what());
   } catch (const std::exception& error) {

@@ -2,10 +2,11 @@
 
 #include <filesystem>
 
-#include "base/error.hpp"
+#include "checkpoint/checkpoint_reader.hpp"
 #include "config/validate.hpp"
 #include "parallel/dtype.hpp"
-#include "train/weights.hpp"
+#include "parallel/run_agreed.hpp"
+#include "train/state_dict.hpp"
 
 namespace athanor::app {
 
@@ -32,20 +33,13 @@ parallel::RoleSplit split_roles(const config::RunConfig& config, const parallel:
 }
 
 std::vector<config::Setting> read_checkpoint_settings(const std::string& folder) {
-  const std::filesystem::path path(folder);
-  for (const char* file : {"config.ini", "model.safetensors"}) {
-    if (!std::filesystem::exists(path / file)) {
-      throw base::MissingInputError(
-          "--checkpoint={} (there is no {} in it) give the folder of a finished run", folder, file);
-    }
-  }
-  std::vector<config::Setting> settings = config::read_ini((path / "config.ini").string());
-  if (std::filesystem::exists(path / tokenizer_copy)) {
-    for (config::Setting& setting : settings) {
-      if (setting.key == "data.tokenizer") {
-        setting.value = (path / tokenizer_copy).string();
-      }
-    }
+  const checkpoint::CheckpointReader reader(folder);
+  std::vector<config::Setting> settings =
+      config::parse_ini(reader.manifest().config, folder + ": configuration");
+  const std::filesystem::path tokenizer = std::filesystem::path(folder) / checkpoint::tokenizer_file;
+  if (std::filesystem::exists(tokenizer)) {
+    std::erase_if(settings, [](const config::Setting& setting) { return setting.key == "data.tokenizer"; });
+    settings.push_back({"data.tokenizer", tokenizer.string(), tokenizer.string(), false});
   }
   return settings;
 }
@@ -56,7 +50,10 @@ LoadedModel::LoadedModel(const config::RunConfig& config, const parallel::Commun
           {.seed = config.run.seed, .dtype = parallel::scalar_type(config.roles[0].precision.compute)}),
       model_(config.roles[0].model, parameters_, grid_),
       balance_(model_.make_balance_state()) {
-  train::load_weights(config.source.checkpoint, parameters_, balance_, role);
+  parallel::run_agreed(role, [&] {
+    const checkpoint::CheckpointReader reader(config.source.checkpoint);
+    train::load_weights(reader, config.source.role, parameters_, balance_);
+  });
 }
 
 }  // namespace athanor::app

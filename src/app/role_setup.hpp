@@ -19,17 +19,14 @@ train::RoleOptions make_role_options(const config::RoleConfig& role);
 /// The roles of the job over the ranks of `world`. Collective.
 parallel::RoleSplit split_roles(const config::RunConfig& config, const parallel::Communicator& world);
 
-/// The settings stored with a checkpoint; its own copy of the tokenizer stands for the one it was trained
-/// with. Throws MissingInputError when the folder holds no weights or no configuration.
+/// The settings stored in a checkpoint (a folder that resolve_checkpoint gave); its own copy of the tokenizer
+/// stands for the one it was trained with. Throws CheckpointError.
 std::vector<config::Setting> read_checkpoint_settings(const std::string& folder);
 
-/// File name of a run's copy of its tokenizer.
-inline constexpr const char* tokenizer_copy = "tokenizer.model";
-
-/// A model with the weights of `config.source.checkpoint`, laid out as `config` says.
+/// A model with the weights of a checkpoint, laid out as `config` says.
 class LoadedModel {
  public:
-  /// Collective over `role`.
+  /// Reads config.source.checkpoint. Collective over `role`.
   LoadedModel(const config::RunConfig& config, const parallel::Communicator& role);
   LoadedModel(const LoadedModel&) = delete;
   LoadedModel& operator=(const LoadedModel&) = delete;

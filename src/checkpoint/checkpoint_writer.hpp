@@ -58,7 +58,8 @@ struct SaveFigures {
 
 class CheckpointWriter {
  public:
-  /// Collective over `world`.
+  /// Makes the folder and tries whether every rank may write there: CannotCreateError on all ranks alike if
+  /// not; ConfigError for keep < 1. Collective over `world`.
   CheckpointWriter(const WriterOptions& options, const parallel::Communicator& world);
   /// Waits for a save in flight.
   ~CheckpointWriter();
@@ -67,17 +68,18 @@ class CheckpointWriter {
 
   /// Allocates the snapshot buffer for saves of these slices, checks that memory (MemAvailable over the ranks
   /// of this machine) and disk space suffice for one save, warns otherwise (memory short: saves become
-  /// synchronous). Collective over world.
+  /// synchronous on all ranks). Comes before the first save. Collective over world.
   void prepare(const std::vector<TensorSlice>& slices);
 
   /// Starts a save: waits for one in flight, snapshots, hands over to the I/O thread, returns (async), or
   /// waits for the verdict (sync). Every rank calls it for the same steps in the same order. A failure of the
   /// file work is a verdict, never an exception.
   void save(SaveRequest request);
-  /// Call once a step: passes letters on. Returns the verdict of a save that has ended since the last call.
+  /// Call once a step: passes letters on. Returns the verdict of a save that has ended and was not returned
+  /// yet, the oldest first.
   std::optional<SaveVerdict> poll();
   bool is_saving() const;
-  /// Waits until no save is in flight; returns the verdict if one ended. Every rank calls it.
+  /// Waits until no save is in flight; returns as poll(). Every rank calls it.
   std::optional<SaveVerdict> finish();
   /// Paths of checkpoints that were read back and verified in this job (protects them from removal).
   void note_verified(const std::string& path);

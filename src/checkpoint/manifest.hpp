@@ -13,6 +13,8 @@ namespace athanor::checkpoint {
 
 inline constexpr int format_version = 1;
 inline constexpr const char* format_name = "athanor-checkpoint";
+/// The run's tokenizer model, kept in every checkpoint.
+inline constexpr const char* tokenizer_file = "tokenizer.model";
 /// Every block of this many bytes of a stored slice (the last may be shorter) has a checksum of its own, so a
 /// partial read verifies just what it reads.
 inline constexpr std::int64_t checksum_block_bytes = std::int64_t{16} << 20;

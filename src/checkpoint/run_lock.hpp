@@ -5,9 +5,10 @@
 
 namespace athanor::checkpoint {
 
-/// Holds <run>/.lock (flock and, for file systems without it, host and process id inside) for its lifetime.
-/// Taken by world rank 0. A dead holder's lock (same host and no such process, or the flock is free) is taken
-/// over. Throws CannotCreateError naming the holder's host, process and Slurm job.
+/// Holds <run>/.lock for its lifetime: by flock, and on file systems without it by host and process id
+/// inside. Taken by world rank 0. A dead holder's lock is taken over with a warning: the flock is free or,
+/// without flock, it was a process of this host that has ended. Throws CannotCreateError naming the holder's
+/// host, process and Slurm job, or why the file cannot be made.
 class RunLock {
  public:
   explicit RunLock(const std::string& run_dir);

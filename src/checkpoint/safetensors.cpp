@@ -4,6 +4,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <set>
 
 #include <nlohmann/json.hpp>
 
@@ -14,15 +15,32 @@ namespace {
 
 constexpr std::int64_t max_header_bytes = 100'000'000;  // the limit of the reference implementation
 
+// Numbers with a fraction, or beyond 64 bits, would be converted in silence.
+std::vector<std::int64_t> integers(const nlohmann::json& list) {
+  std::vector<std::int64_t> values;
+  for (const nlohmann::json& value : list.get_ref<const nlohmann::json::array_t&>()) {
+    const bool too_large = value.is_number_unsigned() && value.get<std::uint64_t>() > INT64_MAX;
+    if (!value.is_number_integer() || too_large) {
+      throw base::DataError("not an integer");
+    }
+    values.push_back(value.get<std::int64_t>());
+  }
+  return values;
+}
+
 SafetensorsEntry parse_entry(const std::string& path, const std::string& name, const nlohmann::json& value) {
   SafetensorsEntry entry;
   entry.name = name;
   try {
     entry.dtype = value.at("dtype").get<std::string>();
-    entry.shape = value.at("shape").get<std::vector<std::int64_t>>();
-    entry.begin = value.at("data_offsets").at(0).get<std::int64_t>();
-    entry.end = value.at("data_offsets").at(1).get<std::int64_t>();
-  } catch (const nlohmann::json::exception& error) {
+    entry.shape = integers(value.at("shape"));
+    const std::vector<std::int64_t> offsets = integers(value.at("data_offsets"));
+    if (offsets.size() != 2) {
+      throw base::DataError("data_offsets has {} numbers", offsets.size());
+    }
+    entry.begin = offsets[0];
+    entry.end = offsets[1];
+  } catch (const std::exception& error) {
     throw base::DataError("{}: tensor {} has a malformed header entry ({}) write the file again", path, name,
                           error.what());
   }
@@ -34,12 +52,26 @@ SafetensorsEntry parse_entry(const std::string& path, const std::string& name, c
     }
     bytes *= extent;
   }
-  if (entry.begin < 0 || entry.end - entry.begin != bytes) {
+  if (entry.begin < 0 || entry.end < entry.begin || entry.end - entry.begin != bytes) {
     throw base::DataError(
         "{}: tensor {} spans bytes {} to {} (its shape and dtype need {}) write the file again", path, name,
         entry.begin, entry.end, bytes);
   }
   return entry;
+}
+
+// The header as JSON; discarded when it is none. A repeated name would hide one of two tensors.
+nlohmann::json parse_unique_keys(const std::string& path, const std::string& text) {
+  std::set<std::string> names;
+  const auto check = [&](int depth, nlohmann::json::parse_event_t event, const nlohmann::json& key) {
+    if (event == nlohmann::json::parse_event_t::key && depth == 1 &&
+        !names.insert(key.get<std::string>()).second) {
+      throw base::DataError("{}: tensor {} is there twice (every name must be unique) write the file again",
+                            path, key.get<std::string>());
+    }
+    return true;
+  };
+  return nlohmann::json::parse(text, check, /*allow_exceptions=*/false);
 }
 
 void check_contiguous(const std::string& path, const SafetensorsHeader& header, std::int64_t data_bytes) {
@@ -111,6 +143,9 @@ SafetensorsHeader read_safetensors_header(const std::string& path) {
     throw base::MissingInputError("{} cannot be opened ({}) give the folder that holds it", path,
                                   std::strerror(errno));
   }
+  if (!std::filesystem::is_regular_file(path)) {
+    throw base::DataError("{} is no file (a folder or a device) give the folder that holds the files", path);
+  }
   const auto file_bytes = static_cast<std::int64_t>(std::filesystem::file_size(path));
   std::uint64_t length = 0;
   file.read(reinterpret_cast<char*>(&length), sizeof(length));
@@ -122,7 +157,7 @@ SafetensorsHeader read_safetensors_header(const std::string& path) {
   }
   std::string text(length, '\0');
   file.read(text.data(), static_cast<std::streamsize>(length));
-  const nlohmann::json json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  const nlohmann::json json = parse_unique_keys(path, text);
   if (!json.is_object()) {
     throw base::DataError("{}: the header is not a JSON object (damaged, or not a safetensors file)", path);
   }

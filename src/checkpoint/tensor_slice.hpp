@@ -41,15 +41,15 @@ struct TensorSlice {
   std::int64_t bytes() const { return extent.count * element_bytes(type); }
 };
 
-/// `count` elements that are contiguous in a source slice's data, in a target's, and in the logical tensor.
+/// `count` elements that follow each other in a source slice's data and in a target's alike.
 struct CopyRun {
   std::int64_t source_first = 0;  ///< counted from the start of the source's data
   std::int64_t target_first = 0;  ///< counted from the start of the target's data
   std::int64_t count = 0;
 };
 
-/// The elements that two parts of one logical tensor share, as runs in the order of the source. Empty when
-/// they share none. Throws InternalError when the global shapes differ.
+/// The elements that two parts of one logical tensor share, as the longest such runs, in the order of the
+/// source. Empty when they share none. Throws InternalError when the global shapes differ.
 std::vector<CopyRun> overlap_runs(const SliceExtent& source, const SliceExtent& target);
 
 /// A box of the logical tensor whose elements, in order, are [first, first + count) of a part's data.

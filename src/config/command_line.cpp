@@ -38,15 +38,21 @@ Command find_command(const std::vector<std::string>& words) {
       return command;
     }
   }
-  const std::vector<std::string> later = {"distill", "checkpoint", "report"};
+  const std::vector<std::string> later = {"distill", "report"};
   if (std::find(later.begin(), later.end(), words[0]) != later.end()) {
     throw base::ConfigError("command {} (not in version {}) use one of: {}", words[0], version,
                             command_list());
   }
-  if (words[0] == "bench") {
-    throw base::ConfigError("command {} ({}) use: bench step", all,
-                            words.size() == 1 ? "the name of the benchmark is missing"
-                                              : fmt::format("no such benchmark in version {}", version));
+  for (const std::string family : {"bench", "checkpoint"}) {
+    if (words[0] == family) {
+      std::vector<std::string> members;
+      std::copy_if(names.begin(), names.end(), std::back_inserter(members),
+                   [&](const std::string& name) { return name.starts_with(family + " "); });
+      throw base::ConfigError("command {} ({}) use one of: {}", all,
+                              words.size() == 1 ? "its second word is missing"
+                                                : fmt::format("there is none in version {}", version),
+                              fmt::join(members, ", "));
+    }
   }
   for (const std::string& name : names) {
     if (name == words[0]) {

@@ -34,6 +34,30 @@ CommandText command_text(Command command) {
     case Command::bench_step:
       return {"mpirun -np N athanor bench step --config=configs/bench-s.ini",
               "Times whole training steps and, in the same run, the GEMM limit."};
+    case Command::bench_checkpoint:
+      return {"mpirun -np N athanor bench checkpoint --config=configs/bench-s.ini",
+              "Times saving and loading a checkpoint and, in the same run, raw writes and reads of as many "
+              "bytes."};
+    case Command::checkpoint_list:
+      return {"athanor checkpoint list --from=RUN",
+              "The checkpoints of a run: step, size, whole or not, why."};
+    case Command::checkpoint_verify:
+      return {"[mpirun -np N] athanor checkpoint verify --from=CHECKPOINT",
+              "Reads every byte and compares it with its checksum; exit code 65 when something is wrong."};
+    case Command::checkpoint_show:
+      return {"athanor checkpoint show --from=CHECKPOINT",
+              "What a checkpoint holds: step, roles, layouts, state, every tensor with type and shape."};
+    case Command::checkpoint_diff:
+      return {"athanor checkpoint diff --from=CHECKPOINT --to=CHECKPOINT",
+              "Compares two checkpoints: tensors, state, configuration; exit code 65 when tensors differ."};
+    case Command::checkpoint_merge:
+      return {"athanor checkpoint merge --from=CHECKPOINT --to=FILE.h5", "One HDF5 file with whole tensors."};
+    case Command::checkpoint_export:
+      return {"athanor checkpoint export --from=CHECKPOINT --to=FOLDER --format=hf",
+              "A Hugging Face folder: config.json, safetensors, tokenizer."};
+    case Command::checkpoint_import:
+      return {"athanor checkpoint import --from=FOLDER --to=RUN --format=hf",
+              "A Hugging Face folder -> a checkpoint of weights at step 0."};
   }
   return {};
 }

@@ -4,6 +4,7 @@
 #include <fstream>
 #include <map>
 #include <optional>
+#include <sstream>
 
 #include "base/error.hpp"
 
@@ -55,7 +56,7 @@ std::optional<std::string> unquote(std::string_view text) {
   return std::nullopt;
 }
 
-// Reads one file line by line; `where()` names the current line.
+// Reads settings line by line; `where()` names the current line.
 class IniReader {
  public:
   explicit IniReader(const std::string& path) : path_(path) {}
@@ -66,12 +67,16 @@ class IniReader {
       throw base::MissingInputError("--config={} (the file cannot be read) give the path of a config file",
                                     path_);
     }
+    return read(file);
+  }
+
+  std::vector<Setting> read(std::istream& lines) {
     std::string line;
-    while (std::getline(file, line)) {
+    while (std::getline(lines, line)) {
       ++line_number_;
       read_line(trim(line));
     }
-    if (file.bad()) {
+    if (lines.bad()) {
       throw base::IoError("{} (reading failed after line {}) check the disk", path_, line_number_);
     }
     return std::move(settings_);
@@ -135,6 +140,22 @@ class IniReader {
 
 std::vector<Setting> read_ini(const std::string& path) {
   return IniReader(path).read();
+}
+
+std::vector<Setting> parse_ini(const std::string& text, const std::string& name) {
+  std::istringstream lines(text);
+  return IniReader(name).read(lines);
+}
+
+std::vector<std::string> split_list(const std::string& list) {
+  std::vector<std::string> parts;
+  std::istringstream stream(list);
+  for (std::string part; std::getline(stream, part, ',');) {
+    if (const std::string_view trimmed = trim(part); !trimmed.empty()) {
+      parts.emplace_back(trimmed);
+    }
+  }
+  return parts;
 }
 
 std::string ini_value(std::string_view value) {

@@ -20,6 +20,12 @@ struct Setting {
 /// for a repeated key.
 std::vector<Setting> read_ini(const std::string& path);
 
+/// As read_ini from text in memory; `name` stands for the path in messages.
+std::vector<Setting> parse_ini(const std::string& text, const std::string& name);
+
+/// The non-empty parts of a comma-separated list.
+std::vector<std::string> split_list(const std::string& list);
+
 /// `value` as read_ini reads it back: quoted where that is needed.
 std::string ini_value(std::string_view value);
 

@@ -18,8 +18,28 @@ std::string_view command_name(Command command) {
       return "generate";
     case Command::bench_step:
       return "bench step";
+    case Command::bench_checkpoint:
+      return "bench checkpoint";
+    case Command::checkpoint_list:
+      return "checkpoint list";
+    case Command::checkpoint_verify:
+      return "checkpoint verify";
+    case Command::checkpoint_show:
+      return "checkpoint show";
+    case Command::checkpoint_diff:
+      return "checkpoint diff";
+    case Command::checkpoint_merge:
+      return "checkpoint merge";
+    case Command::checkpoint_export:
+      return "checkpoint export";
+    case Command::checkpoint_import:
+      return "checkpoint import";
   }
   return "";
+}
+
+bool converts_checkpoints(Command command) {
+  return command_name(command).starts_with("checkpoint ");
 }
 
 CommandSet commands(std::initializer_list<Command> list) {

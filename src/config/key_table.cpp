@@ -91,7 +91,10 @@ class KeyGroup {
   }
 
 const CommandSet uses_weights = commands({Command::evaluate, Command::generate});
-const CommandSet builds_model = commands({Command::train, Command::bench_step});
+const CommandSet builds_model = commands({Command::train, Command::bench_step, Command::bench_checkpoint});
+const CommandSet converts = commands(
+    {Command::checkpoint_list, Command::checkpoint_verify, Command::checkpoint_show, Command::checkpoint_diff,
+     Command::checkpoint_merge, Command::checkpoint_export, Command::checkpoint_import});
 const CommandSet runs_model = uses_weights | builds_model;
 
 void add_command_keys(std::vector<Key>& keys) {
@@ -106,8 +109,26 @@ void add_command_keys(std::vector<Key>& keys) {
            {"Tokenizer model: used when the file exists, trained there when not; empty: trained at "
             "OUTPUT.model."});
   KeyGroup(keys, "", uses_weights)
-      .add("checkpoint", RUN(source.checkpoint), {"A run folder, or the folder of its weights."})
+      .add("checkpoint", RUN(source.checkpoint),
+           {"A checkpoint folder, a run, or a checkpoints folder (its newest whole one)."});
+  KeyGroup(keys, "", uses_weights | commands({Command::checkpoint_export}))
       .add("role", RUN(source.role), {"Which role's weights to use."});
+  KeyGroup(keys, "", converts)
+      .add("from", RUN(exchange.from),
+           {"What to read: a checkpoint folder, a run, or a checkpoints folder (its newest whole one); of "
+            "import: a Hugging Face folder."});
+  KeyGroup(keys, "",
+           commands({Command::checkpoint_diff, Command::checkpoint_merge, Command::checkpoint_export,
+                     Command::checkpoint_import}))
+      .add("to", RUN(exchange.to),
+           {"What to write (it must not exist, or be empty); of diff: the other checkpoint."});
+  KeyGroup(keys, "", commands({Command::checkpoint_export, Command::checkpoint_import}))
+      .add("format", RUN(exchange.format), {"Format to exchange weights in: hf is Hugging Face's."});
+  KeyGroup(keys, "", commands({Command::checkpoint_export}))
+      .add("dtype", RUN(exchange.dtype),
+           {"Number format of the exported weights; stored: that of the import, or f32."})
+      .add("shard_bytes", RUN(exchange.shard_bytes),
+           {"Largest size of one exported file of weights.", "bytes", at_least(1)});
   KeyGroup(keys, "", runs_model)
       .per_role()
       .add("ranks", ROLE(ranks),
@@ -116,8 +137,15 @@ void add_command_keys(std::vector<Key>& keys) {
 }
 
 void add_run_keys(std::vector<Key>& keys) {
+  KeyGroup(keys, "run", commands({Command::train, Command::bench_checkpoint}))
+      .add("dir", RUN(run.dir), {"Folder of the run: configuration, log, metrics and checkpoints."});
   KeyGroup(keys, "run", commands({Command::train}))
-      .add("dir", RUN(run.dir), {"Folder of the run: configuration, log, metrics and weights."});
+      .add("resume", RUN(run.resume),
+           {"auto: go on from the newest whole checkpoint of the run, start afresh when it has none; never: "
+            "start afresh, refused when it has some; or the path of a checkpoint."})
+      .add("allow_mismatch", RUN(run.allow_mismatch),
+           {"Keys that may differ from those of the checkpoint although they change the run: a "
+            "comma-separated list; data.train and data.tokenizer stand for their contents."});
   KeyGroup(keys, "run", builds_model)
       .add("seed", RUN(run.seed),
            {"Seed of every random number: initial weights, order of the data, dropout."});
@@ -279,6 +307,21 @@ void add_train_keys(std::vector<Key>& keys) {
            {"Batches per domain of one evaluation; 0: all.", "batches", at_least(0)});
 }
 
+void add_checkpoint_keys(std::vector<Key>& keys) {
+  KeyGroup(keys, "checkpoint", commands({Command::train}))
+      .add("every", RUN(checkpoint.every),
+           {"A checkpoint every so many steps, and at the end; 0: only at the end.", "steps", at_least(0)})
+      .add("keep", RUN(checkpoint.keep), {"Newest checkpoints that stay.", "checkpoints", at_least(1)})
+      .add("pinned", RUN(checkpoint.pinned),
+           {"Steps whose checkpoints are never removed: a comma-separated list."})
+      .add("async", RUN(checkpoint.async),
+           {"Training goes on while a checkpoint is written; false: it waits."})
+      .add("dir", RUN(checkpoint.dir), {"Folder of the checkpoints; empty: checkpoints in run.dir."})
+      .add("on_error", RUN(checkpoint.on_error),
+           {"When a checkpoint cannot be written: try again after the next step (exit code 74 after three "
+            "failures in a row), or stop with exit code 74."});
+}
+
 void add_tool_keys(std::vector<Key>& keys) {
   KeyGroup(keys, "generate", commands({Command::generate}))
       .add("prompt", RUN(generate.prompt), {"Text to continue; empty: start a document."})
@@ -313,10 +356,11 @@ void add_tool_keys(std::vector<Key>& keys) {
       .add("threads", RUN(tokenize.options.threads),
            {"Encoding threads; 0: one for each core. The output does not depend on it.", "threads",
             at_least(0)});
+  KeyGroup(keys, "bench", commands({Command::bench_step, Command::bench_checkpoint}))
+      .add("rounds", RUN(bench.rounds),
+           {"Alternations of what is measured and its limit.", "rounds", at_least(1)});
   KeyGroup(keys, "bench", commands({Command::bench_step}))
       .add("warmup_steps", RUN(bench.warmup_steps), {"Steps before the clock starts.", "steps", at_least(0)})
-      .add("rounds", RUN(bench.rounds),
-           {"Alternations of the GEMM limit and whole steps.", "rounds", at_least(1)})
       .add("steps_per_round", RUN(bench.steps_per_round),
            {"Steps timed in one round.", "steps", at_least(1)});
 }
@@ -336,6 +380,7 @@ std::vector<Key> make_keys() {
   add_optim_keys(keys);
   add_precision_keys(keys);
   add_train_keys(keys);
+  add_checkpoint_keys(keys);
   add_tool_keys(keys);
   return keys;
 }
@@ -354,6 +399,7 @@ const std::vector<Section>& all_sections() {
       {"optim", "AdamW and its schedule"},
       {"precision", "Number formats"},
       {"train", "The training loop"},
+      {"checkpoint", "Saving the run"},
       {"generate", "Text generation"},
       {"tokenize", "From text to token files"},
       {"bench", "Measurements"},

@@ -19,20 +19,67 @@ namespace athanor::config {
 inline constexpr std::string_view version = "0.1.0";
 
 /// What the program is asked to do.
-enum class Command { tokenize, train, evaluate, generate, bench_step };
+enum class Command {
+  tokenize,
+  train,
+  evaluate,
+  generate,
+  bench_step,
+  bench_checkpoint,
+  checkpoint_list,
+  checkpoint_verify,
+  checkpoint_show,
+  checkpoint_diff,
+  checkpoint_merge,
+  checkpoint_export,
+  checkpoint_import
+};
 
-inline constexpr std::array<Command, 5> all_commands = {Command::tokenize, Command::train, Command::evaluate,
-                                                        Command::generate, Command::bench_step};
+inline constexpr std::array<Command, 13> all_commands = {
+    Command::tokenize,         Command::train,
+    Command::evaluate,         Command::generate,
+    Command::bench_step,       Command::bench_checkpoint,
+    Command::checkpoint_list,  Command::checkpoint_verify,
+    Command::checkpoint_show,  Command::checkpoint_diff,
+    Command::checkpoint_merge, Command::checkpoint_export,
+    Command::checkpoint_import};
 /// The words on the command line: "train", "bench step".
 std::string_view command_name(Command command);
 
+/// Whether the command looks at or converts checkpoints: it takes no model, and one rank does.
+bool converts_checkpoints(Command command);
+
 enum class DeviceKind { cpu, cuda };
+enum class OnSaveError { retry, stop };
+enum class ExchangeFormat { hf };
+enum class ExchangeType { stored, f32, bf16 };
 
 /// `run.*`.
 struct RunSection {
   std::string dir = "runs/default";
   std::uint64_t seed = 0;
   DeviceKind device = DeviceKind::cpu;
+  std::string resume = "auto";  ///< auto, never, or a path
+  std::string allow_mismatch;   ///< list of keys that may differ from the checkpoint's
+};
+
+/// `checkpoint.*`.
+struct CheckpointSection {
+  std::int64_t every = 500;
+  std::int64_t keep = 3;
+  std::string pinned;  ///< list of steps
+  bool async = true;
+  std::string dir;  ///< empty: <run.dir>/checkpoints
+  OnSaveError on_error = OnSaveError::retry;
+};
+
+/// `from`, `to`, `format`, `dtype`: what the checkpoint commands read and write.
+struct ExchangeSection {
+  std::string from;
+  std::string to;
+  ExchangeFormat format = ExchangeFormat::hf;
+  ExchangeType dtype = ExchangeType::stored;
+  std::int64_t shard_bytes = 5'000'000'000;
 };
 
 /// `data.*`; lists of path[:weight[:domain]].
@@ -122,6 +169,8 @@ struct RunConfig {
   DataSection data;
   BatchSection batch;
   TrainSection train;
+  CheckpointSection checkpoint;
+  ExchangeSection exchange;
   GenerateSection generate;
   BenchSection bench;
   TokenizeSection tokenize;

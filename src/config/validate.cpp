@@ -1,9 +1,11 @@
 #include "config/validate.hpp"
 
 #include <algorithm>
+#include <charconv>
 #include <utility>
 
 #include "base/error.hpp"
+#include "config/ini.hpp"
 #include "config/key.hpp"
 #include "config/value_text.hpp"
 #include "data/dataset.hpp"
@@ -18,7 +20,7 @@ bool uses_checkpoint(Command command) {
 }
 
 bool trains(Command command) {
-  return command == Command::train || command == Command::bench_step;
+  return command == Command::train || command == Command::bench_step || command == Command::bench_checkpoint;
 }
 
 // Each value by itself: what the key table says. Values set by code pass through the same checks as text.
@@ -235,6 +237,41 @@ void check_tokenize(const RunConfig& config, int world_size) {
   }
 }
 
+void check_conversion(const RunConfig& config, int world_size) {
+  const ExchangeSection& exchange = config.exchange;
+  if (exchange.from.empty()) {
+    throw ConfigError("--from is missing ({} reads something) give --from=PATH",
+                      command_name(config.command));
+  }
+  const bool writes =
+      config.command == Command::checkpoint_diff || config.command == Command::checkpoint_merge ||
+      config.command == Command::checkpoint_export || config.command == Command::checkpoint_import;
+  if (writes && exchange.to.empty()) {
+    throw ConfigError("--to is missing ({} needs it) give --to=PATH", command_name(config.command));
+  }
+  if (world_size > 1 && config.command != Command::checkpoint_verify) {
+    throw ConfigError("{} was started on {} ranks (it works on one) start it without mpirun",
+                      command_name(config.command), world_size);
+  }
+}
+
+void check_checkpoint(const RunConfig& config) {
+  for (const std::string& step : split_list(config.checkpoint.pinned)) {
+    std::int64_t value = 0;
+    const auto [end, error] = std::from_chars(step.data(), step.data() + step.size(), value);
+    if (error != std::errc() || end != step.data() + step.size() || value < 0) {
+      throw ConfigError("checkpoint.pinned={} ({} is no step) give a comma-separated list of steps",
+                        config.checkpoint.pinned, step);
+    }
+  }
+  for (const std::string& name : split_list(config.run.allow_mismatch)) {
+    if (find_key(name) == nullptr) {
+      throw ConfigError("run.allow_mismatch={} (there is no key {}) give a comma-separated list of keys",
+                        config.run.allow_mismatch, name);
+    }
+  }
+}
+
 void check_source(const RunConfig& config) {
   if (config.source.checkpoint.empty()) {
     throw ConfigError("--checkpoint is missing ({} reads a model) give --checkpoint=RUN",
@@ -279,11 +316,18 @@ void validate(const RunConfig& config, int world_size) {
     check_tokenize(config, world_size);
     return;
   }
+  if (converts_checkpoints(config.command)) {
+    check_conversion(config, world_size);
+    return;
+  }
   if (config.run.device == DeviceKind::cuda) {
     throw ConfigError("run.device=cuda (this program was built for CPUs) use run.device=cpu");
   }
   if (uses_checkpoint(config.command)) {
     check_source(config);
+  }
+  if (config.command == Command::train) {
+    check_checkpoint(config);
   }
   check_data(config);
   for (const RoleConfig& role : config.roles) {

@@ -27,6 +27,21 @@ struct EnumWords<DeviceKind> {
       {{"cpu", DeviceKind::cpu}, {"cuda", DeviceKind::cuda}}};
 };
 template <>
+struct EnumWords<OnSaveError> {
+  static constexpr std::array<std::pair<std::string_view, OnSaveError>, 2> words{
+      {{"retry", OnSaveError::retry}, {"stop", OnSaveError::stop}}};
+};
+template <>
+struct EnumWords<ExchangeFormat> {
+  static constexpr std::array<std::pair<std::string_view, ExchangeFormat>, 1> words{
+      {{"hf", ExchangeFormat::hf}}};
+};
+template <>
+struct EnumWords<ExchangeType> {
+  static constexpr std::array<std::pair<std::string_view, ExchangeType>, 3> words{
+      {{"stored", ExchangeType::stored}, {"f32", ExchangeType::f32}, {"bf16", ExchangeType::bf16}}};
+};
+template <>
 struct EnumWords<base::ComputeType> {
   static constexpr std::array<std::pair<std::string_view, base::ComputeType>, 4> words{
       {{"f32", base::ComputeType::f32},

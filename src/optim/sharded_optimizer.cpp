@@ -111,6 +111,14 @@ std::vector<OwnedState> ShardedOptimizer::owned_state() {
   return states;
 }
 
+std::vector<OwnedState> ShardedOptimizer::written_state() {
+  std::vector<OwnedState> states;
+  for (const auto& group : state_->groups) {
+    group->append_written_state(states);
+  }
+  return states;
+}
+
 void ShardedOptimizer::publish_master() {
   for (const auto& group : state_->groups) {
     group->write_parameters_from_master();

@@ -66,6 +66,9 @@ class ShardedOptimizer {
   /// parameter, one for each bucket it reaches into, or none. With zero = 0 every holder has one entry with
   /// all of it. Empty slices have none.
   std::vector<OwnedState> owned_state();
+  /// The part of the state that this rank writes to a checkpoint: the entries of the holders of a slice cover
+  /// each of its elements exactly once, in nearly equal parts, with zero = 0 too.
+  std::vector<OwnedState> written_state();
   /// After master weights were loaded: writes them to the parameters (gathers over groups). Collective over
   /// the role.
   void publish_master();

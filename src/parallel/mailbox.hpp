@@ -23,18 +23,18 @@ class Mailbox {
  public:
   /// Duplicates `comm`. Collective over it.
   Mailbox(const Communicator& comm, const std::string& name);
-  /// Waits for what is still to be sent only as long as the receivers take it: call finish() first.
+  /// Call finish() first: what receivers have not taken after some seconds is given up with a warning.
   ~Mailbox();
   Mailbox(const Mailbox&) = delete;
   Mailbox& operator=(const Mailbox&) = delete;
 
   int rank() const;
   int size() const;
-  /// Copies the bytes and returns at once. `kind` in [0, 1000).
+  /// Keeps the bytes until they are sent and returns at once. `kind` in [0, 1000); less than 2 GiB.
   void post(int target, int kind, std::string bytes);
   /// Moves what is under way along and takes the next letter of any source; nothing when none has arrived.
   std::optional<Letter> take();
-  /// Completes all sends: every receiver has to take its letters meanwhile. Not collective.
+  /// Completes all sends: every receiver has to call take() or finish() meanwhile. Not collective.
   void finish();
 
  private:

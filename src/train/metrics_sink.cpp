@@ -26,9 +26,10 @@ void put(nlohmann::ordered_json& object, const char* key, double value) {
 }
 
 nlohmann::ordered_json to_json(const StepTimes& times) {
-  return {{"data", times.data_s},         {"forward", times.forward_s}, {"backward", times.backward_s},
-          {"exchange", times.exchange_s}, {"reduce", times.reduce_s},   {"optimizer", times.optimizer_s},
-          {"gather", times.gather_s},     {"total", times.total_s}};
+  return {
+      {"data", times.data_s},         {"forward", times.forward_s},       {"backward", times.backward_s},
+      {"exchange", times.exchange_s}, {"reduce", times.reduce_s},         {"optimizer", times.optimizer_s},
+      {"gather", times.gather_s},     {"checkpoint", times.checkpoint_s}, {"total", times.total_s}};
 }
 
 nlohmann::ordered_json to_json(const StepMetrics& metrics) {
@@ -94,12 +95,52 @@ std::string format_duration(double seconds) {
   return fmt::format("{}m{:02}s", total / 60, total % 60);
 }
 
+// Whether a line belongs to a run that goes on after `first_step`. An evaluation at the last step is made
+// again.
+bool is_kept(const std::string& line, const MetricsSinkOptions& options) {
+  const nlohmann::json object = nlohmann::json::parse(line, nullptr, false);
+  if (!object.is_object() || !object.contains("step") || !object["step"].is_number_integer()) {
+    return false;  // half a line of a job that was killed
+  }
+  const auto step = object["step"].get<std::int64_t>();
+  return step <= options.first_step && !(object.contains("evaluation") && step >= options.total_steps);
+}
+
+// Drops what an earlier job wrote beyond the state that this one starts from.
+void cut_metrics(const MetricsSinkOptions& options) {
+  std::ifstream file(options.path);
+  if (!file) {
+    return;
+  }
+  const std::string kept_path = options.path + ".tmp";
+  std::int64_t cut = 0;
+  {
+    std::ofstream kept(kept_path, std::ios::trunc);
+    for (std::string line; std::getline(file, line);) {
+      if (is_kept(line, options)) {
+        kept << line << '\n';
+      } else {
+        ++cut;
+      }
+    }
+    if (!kept.flush()) {
+      throw base::CannotCreateError("cannot write {} (disk full, or read-only) choose another run.dir",
+                                    kept_path);
+    }
+  }
+  std::filesystem::rename(kept_path, options.path);
+  if (cut > 0) {
+    base::log_info("{}: cut {} lines of steps after {}", options.path, cut, options.first_step);
+  }
+}
+
 }  // namespace
 
 MetricsSink::MetricsSink(const MetricsSinkOptions& options)
     : options_(options), terminal_(is_shown_on_terminal()) {
   if (!options_.path.empty()) {
-    file_.open(options_.path, std::ios::trunc);
+    cut_metrics(options_);
+    file_.open(options_.path, std::ios::app);
     if (!file_) {
       throw base::CannotCreateError(
           "cannot write {} (the folder is missing or read-only) choose another run.dir", options_.path);

@@ -11,7 +11,8 @@
 namespace athanor::train {
 
 struct MetricsSinkOptions {
-  std::string path;  ///< metrics.jsonl; empty: none (ranks other than 0)
+  std::string path;             ///< metrics.jsonl; empty: none (ranks other than 0)
+  std::int64_t first_step = 0;  ///< steps done already: lines of later ones are cut from an existing file
   std::int64_t total_steps = 0;
   std::int64_t log_every = 10;
 };

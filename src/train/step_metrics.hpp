@@ -29,6 +29,7 @@ struct StepTimes {
   double reduce_s = 0.0;
   double optimizer_s = 0.0;
   double gather_s = 0.0;
+  double checkpoint_s = 0.0;  ///< stood still for a save that began after the step before
   double total_s = 0.0;
 };
 
@@ -53,6 +54,7 @@ struct StepMetrics {
   std::vector<std::vector<std::int64_t>>
       expert_counts;                ///< [sparse layer][expert] of this step's global batch
   std::int64_t peak_rss_bytes = 0;  ///< largest rank
+  std::int64_t save_requests = 0;   ///< ranks that asked for a checkpoint after this step
   StepTimes times;
 };
 

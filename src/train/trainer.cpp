@@ -35,6 +35,7 @@ struct Trainer::Parts {
         optimizer(options.role.optim, options.role.grad_comm, parameters, grid),
         scaler(options.role.compute == base::ComputeType::fp16) {
     state.balance = model.make_balance_state();
+    state.loss_scale = scaler.state();
   }
 };
 
@@ -78,6 +79,12 @@ optim::ShardedOptimizer& Trainer::optimizer() {
 TrainState& Trainer::state() {
   return parts_->state;
 }
+void Trainer::restore(TrainState state) {
+  parts_->state = std::move(state);
+  parts_->optimizer.set_updates(parts_->state.updates);
+  parts_->scaler.set_state(parts_->state.loss_scale);
+  parts_->optimizer.publish_master();
+}
 void Trainer::force_routing(RoutingForcer forcer) {
   parts_->forcer = std::move(forcer);
 }
@@ -109,29 +116,36 @@ double Trainer::run_schedule(const std::vector<data::Batch>& micro_batches,
   return ce_sum;
 }
 
-// Valid labels of the global batch: a replica's are the same on all its tp ranks and count once.
-std::int64_t Trainer::count_global_labels(const std::vector<data::Batch>& micro_batches) const {
-  const std::int64_t own = is_first_of_replica() ? count_valid_labels(micro_batches) : 0;
-  const std::int64_t labels = parallel::all_reduce_sum(own, parts_->grid.role());
-  if (labels == 0) {
+// One reduction for what all ranks must know of a step. A replica's labels are the same on all its tp ranks
+// and count once.
+Trainer::StepCounts Trainer::count_over_role(const std::vector<data::Batch>& micro_batches,
+                                             bool wants_save) const {
+  at::Tensor counts = at::zeros({2}, at::kLong);
+  auto* count = counts.mutable_data_ptr<std::int64_t>();
+  count[0] = is_first_of_replica() ? count_valid_labels(micro_batches) : 0;
+  count[1] = wants_save ? 1 : 0;
+  parallel::all_reduce_(counts, parallel::ReduceOp::sum, parts_->grid.role(), parallel::Traffic::other);
+  if (count[0] == 0) {
     throw base::DataError(
         "step {} has no valid label in its whole batch (nothing to train on) check the data",
         parts_->state.step + 1);
   }
-  return labels;
+  return {count[0], count[1]};
 }
 
 bool Trainer::is_first_of_replica() const {
   return parts_->grid.coordinates().tp_rank == 0;
 }
 
-StepMetrics Trainer::step(const std::vector<data::Batch>& micro_batches) {
+StepMetrics Trainer::step(const std::vector<data::Batch>& micro_batches, bool wants_save) {
   Parts& parts = *parts_;
   const base::Stopwatch total;
   StepMetrics metrics;
   const parallel::TrafficCounters& traffic = parts.grid.role().traffic();
   parts.grid.role().traffic().reset();
-  const auto labels = static_cast<double>(count_global_labels(micro_batches));
+  const StepCounts counts = count_over_role(micro_batches, wants_save);
+  const auto labels = static_cast<double>(counts.labels);
+  metrics.save_requests = counts.save_requests;
 
   std::vector<moe::LayerStatistics> statistics = parts.model.make_statistics();
   model::ForwardContext context;
@@ -172,6 +186,8 @@ void Trainer::advance_state(const optim::UpdateResult& update, const StepSums& s
   parts.scaler.update(!update.skipped);
   parts.state.step += 1;
   parts.state.tokens += static_cast<std::int64_t>(labels);
+  parts.state.updates = parts.optimizer.updates();
+  parts.state.loss_scale = parts.scaler.state();
   if (!update.skipped) {
     sums.advance(parts.state.balance, parts.model, parts.options.role.model.moe,
                  parts.options.global_batch * parts.options.seq);

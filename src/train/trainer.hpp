@@ -11,6 +11,7 @@
 #include "data/batch.hpp"
 #include "data/sampler.hpp"
 #include "model/transformer.hpp"
+#include "optim/loss_scaler.hpp"
 #include "optim/sharded_optimizer.hpp"
 #include "parallel/process_grid.hpp"
 #include "train/step_metrics.hpp"
@@ -39,10 +40,12 @@ struct TrainerOptions {
 };
 
 /// All that outlives a step and can change a later one, except parameters and moments, which the optimizer
-/// owns.
+/// owns: with those it is what a checkpoint holds (train/state_dict.hpp).
 struct TrainState {
-  std::int64_t step = 0;    ///< steps done, skipped ones included
-  std::int64_t tokens = 0;  ///< valid labels seen
+  std::int64_t step = 0;     ///< steps done, skipped ones included
+  std::int64_t tokens = 0;   ///< valid labels seen
+  std::int64_t updates = 0;  ///< AdamW's step count
+  optim::LossScaleState loss_scale;
   moe::BalanceState balance;
   data::DataCursor cursor;
 };
@@ -61,7 +64,9 @@ class Trainer {
   /// One optimizer step over this replica's micro-batches (equal numbers on all replicas; a replica's list
   /// may hold batches with zero rows). Collective over the role. Throws NumericError after optim.max_skips
   /// consecutive skips.
-  StepMetrics step(const std::vector<data::Batch>& micro_batches);
+  /// `wants_save`: this rank asks all ranks to save after this step; StepMetrics::save_requests counts the
+  /// ranks that asked (agreed by the reduction that counts the labels).
+  StepMetrics step(const std::vector<data::Batch>& micro_batches, bool wants_save = false);
 
   const TrainerOptions& options() const;
   const model::Transformer& model() const;
@@ -69,6 +74,9 @@ class Trainer {
   const parallel::ProcessGrid& grid() const;
   optim::ShardedOptimizer& optimizer();
   TrainState& state();
+  /// Takes over a loaded state, and the parameters from the master weights that were written to
+  /// optimizer().owned_state(). Collective over the role.
+  void restore(TrainState state);
   /// Which part of a global batch this rank's replica reads.
   data::ReplicaSlice replica() const;
   /// Tests: forces the routing of every sparse layer: called for each micro-batch, gives topk ids [T, K] per
@@ -80,7 +88,11 @@ class Trainer {
   struct Parts;
   double run_schedule(const std::vector<data::Batch>& micro_batches, const model::ForwardContext& context,
                       double seed, StepTimes& times);
-  std::int64_t count_global_labels(const std::vector<data::Batch>& micro_batches) const;
+  struct StepCounts {
+    std::int64_t labels = 0;
+    std::int64_t save_requests = 0;
+  };
+  StepCounts count_over_role(const std::vector<data::Batch>& micro_batches, bool wants_save) const;
   bool is_first_of_replica() const;
   void advance_state(const optim::UpdateResult& update, const StepSums& sums, double labels);
   void describe_state(StepMetrics& metrics) const;

@@ -3,29 +3,39 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
-#include <filesystem>
 #include <fstream>
+#include <iterator>
+#include <limits>
 #include <optional>
+#include <random>
+#include <utility>
 
 #include "base/error.hpp"
+#include "base/fault_point.hpp"
+#include "base/hash.hpp"
 #include "base/log.hpp"
 #include "base/stopwatch.hpp"
+#include "parallel/collectives/collectives.hpp"
 #include "parallel/run_agreed.hpp"
 #include "train/metrics_sink.hpp"
-#include "train/weights.hpp"
 
 namespace athanor::train {
 namespace {
 
-void prepare_run_folder(const TrainingOptions& options) {
-  std::error_code error;
-  std::filesystem::create_directories(options.run_dir, error);
-  std::ofstream config(options.run_dir + "/config.ini", std::ios::trunc);
-  config << options.config_text << std::flush;
-  if (error || !config) {
-    throw base::CannotCreateError("run.dir={} cannot be written ({}) choose a folder you may write to",
-                                  options.run_dir, error ? error.message() : "config.ini cannot be created");
+// A number nobody else has: tells the files of two runs apart.
+std::string draw_run_id(const parallel::Communicator& world) {
+  std::string id;
+  if (world.rank() == 0) {
+    std::random_device device;
+    id = fmt::format("{:08x}{:08x}", device(), device());
   }
+  return parallel::broadcast_string(id, 0, world);
+}
+
+std::string file_hash(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  const std::string bytes{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+  return fmt::format("{:016x}", base::hash_string(bytes));
 }
 
 data::Dataset open_dataset(const TrainingOptions& options, const std::vector<data::SourceSpec>& sources,
@@ -44,10 +54,9 @@ data::Dataset open_dataset(const TrainingOptions& options, const std::vector<dat
 // The run while it trains: what the loop and its closing share.
 class TrainingRun {
  public:
-  TrainingRun(const TrainingOptions& options, const parallel::Communicator& role)
-      : options_(options),
-        role_(role),
-        train_set_(open_dataset(options, options.train_sources, "data.train")) {
+  TrainingRun(const TrainingOptions& options, const parallel::Communicator& world,
+              const parallel::Communicator& role)
+      : options_(options), train_set_(open_dataset(options, options.train_sources, "data.train")) {
     if (!options.valid_sources.empty()) {
       valid_set_.emplace(open_dataset(options, options.valid_sources, "data.valid"));
     }
@@ -57,18 +66,16 @@ class TrainingRun {
           "batch.global or batch.seq",
           train_set_.num_samples(), options.seq, options.global_batch);
     }
-    parallel::run_agreed(role, [&] {
-      if (role.rank() == 0) {
-        prepare_run_folder(options);
-      }
-    });
     TrainerOptions trainer{options.role, options.global_batch, options.seq, options.steps, options.seed};
     trainer_.emplace(trainer, role);
-    MetricsSinkOptions sink;
-    sink.path = role.rank() == 0 ? options.run_dir + "/metrics.jsonl" : "";
-    sink.total_steps = options.steps;
-    sink.log_every = options.log_every;
-    sink_.emplace(sink);
+    checkpoint::Manifest head = describe_run(world);
+    resumed_ = resume(options.resume, options.checkpoint.dir, head, *trainer_, world);
+    if (resumed_) {
+      head.run_id = resumed_->run_id;
+    }
+    first_step_ = trainer_->state().step;
+    open_metrics(world, role);
+    open_checkpoints(world, std::move(head));
     evaluation_options_.rows_per_replica = micro_batch();
     evaluation_options_.max_sequences = options.eval_batches * options.global_batch;
   }
@@ -79,30 +86,74 @@ class TrainingRun {
     data::Prefetcher prefetcher(sampler, trainer_->state().cursor);
     TrainingResult result;
     result.startup_s = startup_.seconds();
+    result.first_step = first_step_;
     std::vector<StepMetrics> history;
-    for (std::int64_t step = 0; step < options_.steps; ++step) {
-      base::Stopwatch data_watch;
-      const std::vector<data::Batch> batches = prefetcher.take();
-      const double data_s = data_watch.seconds();
-      StepMetrics metrics = trainer_->step(batches);
-      metrics.times.data_s = data_s;
-      metrics.times.total_s += data_s;
+    double stall_s = 0.0;
+    for (std::int64_t step = first_step_ + 1; step <= options_.steps; ++step) {
+      history.push_back(train_step(prefetcher, stall_s));
       trainer_->state().cursor = sampler.advance(trainer_->state().cursor);
-      sink_->write_step(metrics);
-      metrics.expert_counts.clear();
-      history.push_back(std::move(metrics));
-      if (options_.eval_every > 0 && (step + 1) % options_.eval_every == 0 && step + 1 < options_.steps) {
-        evaluate(step + 1);
+      if (options_.eval_every > 0 && step % options_.eval_every == 0 && step < options_.steps) {
+        evaluate(step);
       }
+      stall_s = checkpoints_->is_due(step, history.back().save_requests) ? checkpoints_->save() : 0.0;
+      result.checkpoint_s += stall_s;
     }
-    result.evaluation = evaluate(options_.steps);
-    save_weights(options_.run_dir, trainer_->parameters(), trainer_->state().balance, role_);
-    result.weights_path = options_.run_dir + "/model.safetensors";
+    result.evaluation = evaluate(std::max(options_.steps, first_step_));
+    checkpoints_->finish();
+    result.checkpoint =
+        checkpoints_->last_path().empty() && resumed_ ? resumed_->path : checkpoints_->last_path();
     summarise(history, result);
     return result;
   }
 
  private:
+  // What the checkpoints say of this job.
+  checkpoint::Manifest describe_run(const parallel::Communicator& world) const {
+    checkpoint::Manifest head;
+    head.run_id = draw_run_id(world);
+    head.program = options_.program;
+    head.world_size = world.size();
+    head.config = options_.config_text;
+    head.data = {{"train", fmt::format("{:016x}", train_set_.fingerprint())},
+                 {"tokenizer", options_.tokenizer.empty() ? "" : file_hash(options_.tokenizer)}};
+    return head;
+  }
+
+  void open_metrics(const parallel::Communicator& world, const parallel::Communicator& role) {
+    MetricsSinkOptions sink;
+    sink.path = role.rank() == 0 ? options_.run_dir + "/metrics.jsonl" : "";
+    sink.first_step = first_step_;
+    sink.total_steps = options_.steps;
+    sink.log_every = options_.log_every;
+    parallel::run_agreed(world, [&] { sink_.emplace(sink); });
+  }
+
+  void open_checkpoints(const parallel::Communicator& world, checkpoint::Manifest head) {
+    JobCheckpoints::Job job{options_.checkpoint, std::move(head), {}, options_.steps};
+    if (!options_.tokenizer.empty()) {
+      job.extra_files.emplace_back(checkpoint::tokenizer_file, options_.tokenizer);
+    }
+    checkpoints_.emplace(std::move(job), *trainer_, world);
+    if (resumed_) {
+      checkpoints_->note_verified(resumed_->path);
+    }
+  }
+
+  StepMetrics train_step(data::Prefetcher& prefetcher, double stall_s) {
+    checkpoints_->poll();
+    base::Stopwatch data_watch;
+    const std::vector<data::Batch> batches = prefetcher.take();
+    const double data_s = data_watch.seconds();
+    base::fault_point("train.step", trainer_->grid().role().rank());
+    StepMetrics metrics = trainer_->step(batches, checkpoints_->wants_save());
+    metrics.times.data_s = data_s;
+    metrics.times.checkpoint_s = stall_s;
+    metrics.times.total_s += data_s;
+    sink_->write_step(metrics);
+    metrics.expert_counts.clear();
+    return metrics;
+  }
+
   std::int64_t micro_batch() const {
     const std::int64_t per_replica = options_.global_batch / trainer_->replica().count;
     return options_.role.micro_batch > 0 ? options_.role.micro_batch : per_replica;
@@ -127,9 +178,11 @@ class TrainingRun {
                    options_.seq);
   }
 
-  static void summarise(const std::vector<StepMetrics>& history, TrainingResult& result) {
+  void summarise(const std::vector<StepMetrics>& history, TrainingResult& result) {
     result.steps = static_cast<std::int64_t>(history.size());
+    result.tokens = trainer_->state().tokens;
     if (history.empty()) {
+      result.first_loss = result.last_loss = std::numeric_limits<double>::quiet_NaN();
       return;
     }
     const std::size_t tail = std::min<std::size_t>(10, history.size());
@@ -145,24 +198,26 @@ class TrainingRun {
                      rates.end());
     result.tokens_per_s = rates[rates.size() / 2];
     result.first_loss = history.front().loss;
-    result.tokens = history.back().tokens;
     result.peak_rss_bytes = history.back().peak_rss_bytes;
   }
 
   const TrainingOptions& options_;
-  const parallel::Communicator& role_;
   base::Stopwatch startup_;
   data::Dataset train_set_;
   std::optional<data::Dataset> valid_set_;
   std::optional<Trainer> trainer_;
+  std::optional<Resumed> resumed_;
+  std::int64_t first_step_ = 0;  // done before this job
   std::optional<MetricsSink> sink_;
+  std::optional<JobCheckpoints> checkpoints_;
   infer::EvaluatorOptions evaluation_options_;
 };
 
 }  // namespace
 
-TrainingResult run_training(const TrainingOptions& options, const parallel::Communicator& role) {
-  return TrainingRun(options, role).run();
+TrainingResult run_training(const TrainingOptions& options, const parallel::Communicator& world,
+                            const parallel::Communicator& role) {
+  return TrainingRun(options, world, role).run();
 }
 
 }  // namespace athanor::train

@@ -1,4 +1,4 @@
-// The pretraining job: data, training steps, evaluation, metrics, weights at the end.
+// The pretraining job: data, training steps, evaluation, metrics, checkpoints.
 #pragma once
 
 #include <cstdint>
@@ -8,14 +8,17 @@
 #include "data/dataset.hpp"
 #include "infer/evaluator.hpp"
 #include "parallel/communicator.hpp"
+#include "train/job_checkpoints.hpp"
 #include "train/trainer.hpp"
 
 namespace athanor::train {
 
 /// The whole job as values; every path is checked before any long work.
 struct TrainingOptions {
-  std::string run_dir;      ///< created; config.ini, log.txt, metrics.jsonl and the weights go there
-  std::string config_text;  ///< resolved configuration, written as config.ini
+  std::string run_dir;      ///< exists; metrics.jsonl and checkpoints/ go there
+  std::string program;      ///< name and version, for the checkpoints
+  std::string config_text;  ///< resolved configuration, kept in every checkpoint
+  std::string tokenizer;    ///< tokenizer model, copied into every checkpoint; empty: none
   std::uint64_t seed = 0;
   RoleOptions role;
   std::vector<data::SourceSpec> train_sources;
@@ -27,25 +30,31 @@ struct TrainingOptions {
   std::int64_t log_every = 10;
   std::int64_t eval_every = 0;    ///< steps; 0: only at the end
   std::int64_t eval_batches = 0;  ///< batches per domain; 0: all
+  CheckpointOptions checkpoint;
+  ResumeOptions resume;
 };
 
 struct TrainingResult {
-  double first_loss = 0.0;
-  double last_loss = 0.0;       ///< mean of the last 10 steps (or fewer)
-  double expert_use_std = 0.0;  ///< mean of the last 10 steps
-  double tokens_per_s = 0.0;    ///< median over steps
-  std::int64_t steps = 0;
-  std::int64_t tokens = 0;
+  double first_loss = 0.0;          ///< of the first step of this job
+  double last_loss = 0.0;           ///< mean of the last 10 steps (or fewer)
+  double expert_use_std = 0.0;      ///< mean of the last 10 steps
+  double tokens_per_s = 0.0;        ///< median over steps
+  std::int64_t first_step = 0;      ///< steps that were done when this job started
+  std::int64_t steps = 0;           ///< steps of this job; with 0 the losses above are NaN
+  std::int64_t tokens = 0;          ///< valid labels seen, earlier jobs of the run included
   std::int64_t peak_rss_bytes = 0;  ///< largest rank
   double startup_s = 0.0;           ///< from the start of run_training to the start of the first step
+  double checkpoint_s = 0.0;        ///< stood still for saves
   std::vector<infer::DomainLoss> evaluation;  ///< at the end, one per domain; empty without valid_sources
-  std::string weights_path;
+  std::string checkpoint;                     ///< folder of the last one
 };
 
-/// Runs the job on all ranks of `role`. Collective. Writes <run_dir>/metrics.jsonl (one object a step and one
-/// an evaluation) and, at the end, the weights, readable at any layout (load_weights). Throws
-/// CannotCreateError for a folder that cannot be written, DataError for token ids beyond the vocabulary,
+/// Runs the job from its newest checkpoint (or the start) to the last step. Collective over `world` and over
+/// `role`, which is this rank's part of it. Writes <run_dir>/metrics.jsonl (one object a step and one an
+/// evaluation) and checkpoints. Throws CannotCreateError for a folder that cannot be written, DataError for
+/// token ids beyond the vocabulary, CheckpointError (see resume()), IoError for a save that failed for good,
 /// ConfigError, NumericError.
-TrainingResult run_training(const TrainingOptions& options, const parallel::Communicator& role);
+TrainingResult run_training(const TrainingOptions& options, const parallel::Communicator& world,
+                            const parallel::Communicator& role);
 
 }  // namespace athanor::train

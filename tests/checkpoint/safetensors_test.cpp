@@ -85,8 +85,25 @@ TEST_F(Safetensors, RefusesDamagedFiles) {
       R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})",
       8);
   EXPECT_NE(refusal().find("overlap"), std::string::npos);
-  write_header(R"({"a":{"dtype":"F32"}})", 8);
-  EXPECT_NE(refusal().find("malformed"), std::string::npos);
+  for (const char* entry : {R"({"dtype":"F32"})", R"({"dtype":"F32","shape":[2.5],"data_offsets":[0,8]})",
+                            R"({"dtype":"F32","shape":[1e300],"data_offsets":[0,8]})",
+                            R"({"dtype":"F32","shape":[18446744073709551615],"data_offsets":[0,8]})",
+                            R"({"dtype":"F32","shape":2,"data_offsets":[0,8]})",
+                            R"({"dtype":"F32","shape":[2],"data_offsets":[0,8,9]})", R"({"dtype":4})", "7"}) {
+    write_header(std::string(R"({"a":)") + entry + "}", 8);
+    EXPECT_NE(refusal().find("malformed"), std::string::npos) << entry;
+  }
+  write_header(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[8,-9223372036854775808]}})", 8);
+  EXPECT_NE(refusal().find("tensor a spans"), std::string::npos);
+  write_header(
+      R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})",
+      8);
+  EXPECT_NE(refusal().find("there twice"), std::string::npos);
+  write_header(std::string(100'000, '['), 8);
+  EXPECT_NE(refusal().find("not a JSON object"), std::string::npos);
+  std::filesystem::remove(path_);
+  std::filesystem::create_directory(path_);
+  EXPECT_NE(refusal().find("is no file"), std::string::npos);
 }
 
 }  // namespace

@@ -65,10 +65,11 @@ TEST(CommandLine, RefusesUnknownCommands) {
   expect_refused({}, {"no command", "tokenize, train, evaluate, generate, bench step"});
   expect_refused({"trian"}, {"unknown command trian", "did you mean train?"});
   expect_refused({"distill"}, {"distill", "not in version"});
-  expect_refused({"checkpoint", "list"}, {"checkpoint", "not in version"});
+  expect_refused({"checkpoint", "lst"}, {"checkpoint lst", "there is none", "checkpoint list"});
+  expect_refused({"checkpoint"}, {"its second word is missing", "checkpoint verify"});
   expect_refused({"report", "runs/a"}, {"report", "not in version"});
-  expect_refused({"bench"}, {"bench", "missing", "bench step"});
-  expect_refused({"bench", "collectives"}, {"bench collectives", "no such benchmark", "bench step"});
+  expect_refused({"bench"}, {"bench", "missing", "bench step, bench checkpoint"});
+  expect_refused({"bench", "collectives"}, {"bench collectives", "there is none", "bench step"});
   expect_refused({"train", "run.ini"}, {"unexpected argument run.ini"});
 }
 

@@ -185,8 +185,12 @@ TEST(Program, TokenizesTrainsEvaluatesAndGenerates) {
   EXPECT_TRUE(nlohmann::json::parse(generated.out).at("text").get<std::string>().starts_with("The"));
 
   const Outcome again = run(train);
-  EXPECT_EQ(again.exit_code, 64) << again.err;                   // ep=2 on one rank
-  EXPECT_EQ(run("train " + tiny() + " " + data).exit_code, 73);  // a finished run is not overwritten
+  EXPECT_EQ(again.exit_code, 64) << again.err;  // ep=2 on one rank
+  const Outcome finished = run("train --json " + tiny() + " " + data);
+  ASSERT_EQ(finished.exit_code, 0) << finished.err;  // goes on from its end: nothing is left, nothing is lost
+  EXPECT_EQ(nlohmann::json::parse(finished.out).at("steps"), 0);
+  EXPECT_EQ(nlohmann::json::parse(finished.out).at("first_step"), 20);
+  EXPECT_EQ(run("train --run.resume=never " + tiny() + " " + data).exit_code, 73);
   EXPECT_EQ(
       run("generate --dry-run --generate.beams=2 --generate.top_p=0.5 --checkpoint=" + scratch.path("run"))
           .exit_code,

@@ -3,7 +3,9 @@
 #include <ATen/ATen.h>
 
 #include <cstring>
+#include <limits>
 #include <sstream>
+#include <utility>
 
 #include "nn/token_batch.hpp"
 #include "parallel/collectives/collectives.hpp"
@@ -24,38 +26,32 @@ train::Trainer::RoutingForcer cold_forcer(const train::Trainer& trainer) {
   };
 }
 
-// Whole tensors from flat ranges of slices, wherever and however often they are held.
+// Whole tensors from flat ranges of slices, wherever and however often they are held: the largest of the
+// holders' values, exactly.
 class TensorCollector {
  public:
   explicit TensorCollector(const parallel::ParameterMap& parameters) {
     for (const auto& parameter : parameters.all()) {
-      sums_[parameter->name] = at::zeros(parameter->shard.global_shape, at::kDouble);
-      counts_[parameter->name] = at::zeros(parameter->shard.global_shape, at::kDouble);
+      values_[parameter->name] =
+          at::full(parameter->shard.global_shape, -std::numeric_limits<double>::infinity(), at::kDouble);
     }
   }
   void add(const parallel::Parameter& parameter, std::int64_t first, const at::Tensor& flat) {
     const at::Tensor values = flat.detach().to(at::kDouble).contiguous();
-    auto* sums = sums_[parameter.name].data_ptr<double>();
-    auto* counts = counts_[parameter.name].data_ptr<double>();
+    auto* whole = values_[parameter.name].data_ptr<double>();
     for (std::int64_t i = 0; i < values.numel(); ++i) {
-      const std::int64_t global = parameter.shard.global_index(first + i);
-      sums[global] += values.data_ptr<double>()[i];
-      counts[global] += 1.0;
+      whole[parameter.shard.global_index(first + i)] = values.data_ptr<double>()[i];
     }
   }
   std::map<std::string, at::Tensor> collect(const parallel::Communicator& role) {
-    std::map<std::string, at::Tensor> whole;
-    for (auto& [name, sum] : sums_) {
-      at::Tensor& count = counts_[name];
-      parallel::all_reduce_(sum, parallel::ReduceOp::sum, role, parallel::Traffic::other);
-      parallel::all_reduce_(count, parallel::ReduceOp::sum, role, parallel::Traffic::other);
-      whole[name] = sum / count;  // NaN where nobody holds an element
+    for (auto& [name, values] : values_) {
+      parallel::all_reduce_(values, parallel::ReduceOp::max, role, parallel::Traffic::other);
     }
-    return whole;
+    return values_;  // minus infinity where nobody holds an element
   }
 
  private:
-  std::map<std::string, at::Tensor> sums_, counts_;
+  std::map<std::string, at::Tensor> values_;
 };
 
 void collect_tensors(train::Trainer& trainer, const parallel::Communicator& role, RunRecord& record) {
@@ -183,7 +179,7 @@ RunRecord deserialise(const std::string& bytes) {
 
 }  // namespace
 
-RunRecord run_layout(const Case& test, const Layout& layout, const parallel::Communicator& role) {
+train::TrainerOptions trainer_options(const Case& test, const Layout& layout) {
   train::TrainerOptions options;
   options.role = test.role;
   options.role.tp = layout.tp;
@@ -194,16 +190,31 @@ RunRecord run_layout(const Case& test, const Layout& layout, const parallel::Com
   options.total_steps = test.steps;
   options.seed = 11;
   options.role.micro_batch = test.data.global_batch / (layout.ranks / layout.tp) / layout.accumulation;
-  train::Trainer trainer(options, role);
+  return options;
+}
+
+train::StepMetrics train_step(const Case& test, train::Trainer& trainer) {
+  return trainer.step(
+      synthetic_step(test.data, trainer.replica(), trainer.options().role.micro_batch, trainer.state().step));
+}
+
+RunRecord collect_record(train::Trainer& trainer, const parallel::Communicator& role) {
+  RunRecord record;
+  collect_tensors(trainer, role, record);
+  return record;
+}
+
+RunRecord run_layout(const Case& test, const Layout& layout, const parallel::Communicator& role) {
+  train::Trainer trainer(trainer_options(test, layout), role);
   if (test.cold_experts) {
     trainer.force_routing(cold_forcer(trainer));
   }
-  RunRecord record;
+  std::vector<train::StepMetrics> steps;
   for (int step = 0; step < test.steps; ++step) {
-    record.steps.push_back(
-        trainer.step(synthetic_step(test.data, trainer.replica(), options.role.micro_batch, step)));
+    steps.push_back(train_step(test, trainer));
   }
-  collect_tensors(trainer, role, record);
+  RunRecord record = collect_record(trainer, role);
+  record.steps = std::move(steps);
   return record;
 }
 

@@ -49,6 +49,13 @@ struct RunRecord {
 /// the same on all its ranks.
 RunRecord run_layout(const Case& test, const Layout& layout, const parallel::Communicator& role);
 
+/// The trainer that run_layout uses.
+train::TrainerOptions trainer_options(const Case& test, const Layout& layout);
+/// One step of `test` at the trainer's layout; the step number is the trainer's own.
+train::StepMetrics train_step(const Case& test, train::Trainer& trainer);
+/// Parameters and moments of a trainer as whole tensors. Collective over `role`.
+RunRecord collect_record(train::Trainer& trainer, const parallel::Communicator& role);
+
 /// Copies rank `root`'s record to all ranks of `comm`. Collective.
 RunRecord broadcast_record(const RunRecord& record, int root, const parallel::Communicator& comm);
 

@@ -12,7 +12,8 @@
 #include "parallel/collectives/collectives.hpp"
 #include "support/mpi_test.hpp"
 #include "support/synthetic_batches.hpp"
-#include "train/weights.hpp"
+#include "train/job_checkpoints.hpp"
+#include "train/state_dict.hpp"
 
 namespace athanor::train {
 namespace {
@@ -124,17 +125,47 @@ TEST(Trainer, ARunOfSkipsStopsTheRun) {
   EXPECT_THROW(train_step(trainer, 2), base::NumericError);
 }
 
-TEST(Weights, ReadBackAtAnotherLayout) {
-  const std::string folder =
-      (std::filesystem::temp_directory_path() / ("athanor_weights_np" + std::to_string(world().size())))
-          .string();
-  if (world().rank() == 0) {
-    std::filesystem::create_directories(folder);
+// A folder under the system's temporary one, made by rank 0 and removed at the end.
+class SharedFolder {
+ public:
+  explicit SharedFolder(const std::string& name)
+      : path_((std::filesystem::temp_directory_path() / (name + "_np" + std::to_string(world().size())))
+                  .string()) {
+    if (world().rank() == 0) {
+      std::filesystem::remove_all(path_);
+      std::filesystem::create_directories(path_);
+    }
+    world().barrier();
   }
-  world().barrier();
+  ~SharedFolder() {
+    if (world().rank() == 0) {
+      std::filesystem::remove_all(path_);
+    }
+  }
+  SharedFolder(const SharedFolder&) = delete;
+  SharedFolder& operator=(const SharedFolder&) = delete;
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
+std::string save_once(Trainer& trainer, const std::string& folder) {
+  JobCheckpoints::Job job;
+  job.options.dir = folder;
+  job.options.on_error = OnSaveError::stop;
+  job.head.run_id = "0123456789abcdef";
+  JobCheckpoints checkpoints(std::move(job), trainer, world());
+  checkpoints.save();
+  checkpoints.finish();
+  return checkpoints.last_path();
+}
+
+TEST(StateDict, WeightsReadBackAtAnotherLayout) {
+  const SharedFolder folder("athanor_weights");
   Trainer trainer(small_options(base::ComputeType::f32), world());
   train_step(trainer, 0);
-  save_weights(folder, trainer.parameters(), trainer.state().balance, world());
+  const std::string path = save_once(trainer, folder.path());
 
   TrainerOptions other = small_options(base::ComputeType::f32);
   other.seed = 6;
@@ -142,7 +173,8 @@ TEST(Weights, ReadBackAtAnotherLayout) {
   other.role.tp = world().size() <= 4 ? world().size() : 1;
   other.role.micro_batch = data().global_batch / (world().size() / other.role.tp);
   Trainer loaded(other, world());
-  load_weights(folder, loaded.parameters(), loaded.state().balance, world());
+  const checkpoint::CheckpointReader reader(path);
+  load_weights(reader, "teacher", loaded.parameters(), loaded.state().balance);
   loaded.state().balance.previous_counts_LE.copy_(trainer.state().balance.previous_counts_LE);
   loaded.state().balance.previous_tokens = trainer.state().balance.previous_tokens;
   EXPECT_TRUE(at::equal(loaded.state().balance.bias_PE, trainer.state().balance.bias_PE));
@@ -152,13 +184,34 @@ TEST(Weights, ReadBackAtAnotherLayout) {
 
   other.role.model.moe.ffn = 16;
   Trainer foreign(other, world());
-  EXPECT_THROW(load_weights(folder, foreign.parameters(), foreign.state().balance, world()),
+  EXPECT_THROW(load_weights(reader, "teacher", foreign.parameters(), foreign.state().balance),
                base::CheckpointError);
-  EXPECT_THROW(load_weights(folder + "-missing", foreign.parameters(), foreign.state().balance, world()),
-               base::MissingInputError);
-  world().barrier();
-  if (world().rank() == 0) {
-    std::filesystem::remove_all(folder);
+  EXPECT_THROW(load_weights(reader, "student", foreign.parameters(), foreign.state().balance),
+               base::CheckpointError);
+}
+
+TEST(StateDict, ScalarsSurviveAndNoneIsForgotten) {
+  TrainState state;
+  state.step = 1;
+  state.tokens = (std::int64_t{1} << 60) + 3;
+  state.updates = 4;
+  state.loss_scale = {0.1, 5, 6, 7, true};
+  state.balance.previous_tokens = 8;
+  state.cursor.next_position = 9;
+  TrainState read;
+  // Through text, as it is in the manifest.
+  scalars_from_json(nlohmann::json::parse(scalars_to_json(state).dump()), read);
+  EXPECT_EQ(read.step, state.step);
+  EXPECT_EQ(read.tokens, state.tokens);
+  EXPECT_EQ(read.updates, state.updates);
+  EXPECT_EQ(read.loss_scale, state.loss_scale);
+  EXPECT_EQ(read.balance.previous_tokens, state.balance.previous_tokens);
+  EXPECT_EQ(read.cursor.next_position, state.cursor.next_position);
+  nlohmann::json json = scalars_to_json(state);
+  for (const std::string name : {"step", "tokens", "updates", "loss_scale", "previous_tokens", "cursor"}) {
+    nlohmann::json without = json;
+    without.erase(name);
+    EXPECT_THROW(scalars_from_json(without, read), base::CheckpointError) << name;
   }
 }
 

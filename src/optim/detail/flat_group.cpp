@@ -151,14 +151,18 @@ void FlatGroup::write_parameters_from_master() {
   }
 }
 
-void FlatGroup::append_owned_state(std::vector<OwnedState>& states) const {
-  for (const FlatLayout::Range& range : held_) {
-    const at::Tensor master = master_of(range);
+void FlatGroup::append_state(const std::vector<FlatLayout::Range>& ranges,
+                             std::vector<OwnedState>& states) const {
+  for (const FlatLayout::Range& range : ranges) {
+    // Where every holder keeps everything, a range lies in the state as it does in the flat storage.
+    const std::int64_t shift = is_sharded() ? 0 : range.first - range.shard_first;
+    const at::Tensor master = master_.defined() ? master_.narrow(0, range.shard_first + shift, range.count)
+                                                : values_.narrow(0, range.first, range.count);
     for (const FlatLayout::Piece& piece : layout_.pieces(range)) {
       states.push_back({parameters_[piece.parameter], piece.first, piece.count,
                         master.narrow(0, piece.flat_first - range.first, piece.count),
-                        exp_avg_.narrow(0, piece.shard_first, piece.count),
-                        exp_avg_sq_.narrow(0, piece.shard_first, piece.count)});
+                        exp_avg_.narrow(0, piece.shard_first + shift, piece.count),
+                        exp_avg_sq_.narrow(0, piece.shard_first + shift, piece.count)});
     }
   }
 }

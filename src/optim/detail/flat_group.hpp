@@ -49,11 +49,17 @@ class FlatGroup {
   void gather_parameters();
   /// Writes master weights to the parameters that this rank updates.
   void write_parameters_from_master();
-  void append_owned_state(std::vector<OwnedState>& states) const;
+  /// Entries for the ranges that this rank keeps state for.
+  void append_owned_state(std::vector<OwnedState>& states) const { append_state(held_, states); }
+  /// Entries that together with the other members' cover each element once, whatever `zero` is.
+  void append_written_state(std::vector<OwnedState>& states) const {
+    append_state(layout_.owned_by(comm_->rank()), states);
+  }
 
  private:
   bool is_sharded() const { return zero_ && comm_->size() > 1; }
   at::Tensor master_of(const FlatLayout::Range& range) const;
+  void append_state(const std::vector<FlatLayout::Range>& ranges, std::vector<OwnedState>& states) const;
 
   const parallel::Communicator* comm_;
   std::vector<std::shared_ptr<parallel::Parameter>> parameters_;

@@ -1,0 +1,358 @@
+#include "distill/detail/dense_kernels.hpp"
+
+#include <limits>
+
+#include "distill/detail/row_math.hpp"
+
+#define ATHANOR_LANE_BODY __attribute__((always_inline))
+
+namespace athanor::distill::detail {
+namespace {
+
+/// Divergences as functions of d = log(p/q): the term of the value and the derivative g by q.
+template <typename A>
+struct Term {
+  A value;
+  A slope;
+};
+
+// Beyond this |log(p/q)| the smaller probability's term is below rounding whatever the other factor. NaN (a
+// column that is padded on both sides) becomes finite, so that its probabilities of 0 make its terms 0
+// without a branch.
+template <typename A>
+ATHANOR_KERNEL_INLINE A clamped_log_ratio(A d) {
+  constexpr A limit = sizeof(A) == 4 ? A(80) : A(600);
+  const A above = d > -limit ? d : -limit;
+  return above < limit ? above : limit;
+}
+
+struct SkewKl {
+  template <typename A>
+  ATHANOR_KERNEL_INLINE static Term<A> term(A p, A /*q*/, A d, A skew) {
+    const A x = (A(1) - skew) * fast_expm1(-clamped_log_ratio(d));  // r/p - 1
+    return {-p * fast_log1p(x), -(A(1) - skew) / (A(1) + x)};
+  }
+};
+
+struct SkewReverseKl {
+  template <typename A>
+  ATHANOR_KERNEL_INLINE static Term<A> term(A /*p*/, A q, A d, A skew) {
+    const A x = (A(1) - skew) * fast_expm1(clamped_log_ratio(d));  // r/q - 1
+    const A log_ratio = -fast_log1p(x);
+    return {q * log_ratio, log_ratio + A(1) - skew / (A(1) + x)};
+  }
+};
+
+struct Jsd {
+  template <typename A>
+  ATHANOR_KERNEL_INLINE static Term<A> term(A p, A q, A log_ratio, A beta) {
+    const A d = clamped_log_ratio(log_ratio);
+    const A log_q = -fast_log1p(beta * fast_expm1(d)) / beta;                     // log(q/M) / beta
+    const A log_p = -fast_log1p((A(1) - beta) * fast_expm1(-d)) / (A(1) - beta);  // log(p/M) / (1 - beta)
+    return {p * log_p + q * log_q, log_q};
+  }
+};
+
+struct ReverseKl {
+  template <typename A>
+  ATHANOR_KERNEL_INLINE static Term<A> term(A /*p*/, A q, A d, A /*parameter*/) {
+    const A bounded = q == A(0) ? A(0) : d;  // a padded column has no ratio
+    return {-q * bounded, -bounded};
+  }
+};
+
+template <typename A>
+struct Probabilities {
+  A p;
+  A q;
+  A log_ratio;
+};
+
+template <typename A>
+ATHANOR_KERNEL_INLINE Probabilities<A> probabilities(A z, A u, const DenseRow<A>& row) {
+  const A p = fast_exp((u - row.teacher_max) * row.inverse_t) * row.inverse_teacher_sum;
+  const A q = fast_exp((z - row.student_max) * row.inverse_t) * row.inverse_sum;
+  return {p, q, (u - z) * row.inverse_t - row.lse_difference};
+}
+
+struct Statistics {
+  template <bool unit_t, KdLoss loss, typename T, typename A>
+  ATHANOR_KERNEL_INLINE static void both(const T* z, const A* u, A inverse_t, std::int64_t n,
+                                         DenseStatistics<A>& row) {
+    row.teacher_max = kernels::cpu::row_maximum<A>(u, n);
+    const A student_base = finite_base(row.student_max), teacher_base = finite_base(row.teacher_max);
+    LaneSum<A> sum_1, student, teacher, cross;
+    for_each_lane(n, [&](std::int64_t i, int j) ATHANOR_LANE_BODY {
+      const A zi = load(z[i]), ui = u[i];
+      const A es = fast_exp((zi - student_base) * inverse_t);
+      const A et = fast_exp((ui - teacher_base) * inverse_t);
+      student.lane[j] += es;
+      teacher.lane[j] += et;
+      if constexpr (!unit_t) {
+        sum_1.lane[j] += fast_exp(zi - student_base);
+      }
+      if constexpr (loss == KdLoss::forward_kl) {
+        const A term = et * ((ui - zi) * inverse_t);
+        cross.lane[j] += et == A(0) ? A(0) : term;  // a padded column is -infinity on both sides
+      } else if constexpr (loss == KdLoss::reverse_kl) {
+        const A term = es * ((zi - ui) * inverse_t);
+        cross.lane[j] += es == A(0) ? A(0) : term;
+      }
+    });
+    row.student_sum = student.total();
+    row.student_sum_1 = unit_t ? row.student_sum : sum_1.total();
+    row.teacher_sum = teacher.total();
+    row.cross = cross.total();
+  }
+
+  template <typename T, typename A>
+  ATHANOR_KERNEL_INLINE static void student_only(const T* z, std::int64_t n, DenseStatistics<A>& row) {
+    const A base = finite_base(row.student_max);
+    LaneSum<A> sum;
+    for_each_lane(
+        n, [&](std::int64_t i, int j) ATHANOR_LANE_BODY { sum.lane[j] += fast_exp(load(z[i]) - base); });
+    row.student_sum_1 = sum.total();
+  }
+
+  template <typename T, typename A>
+  ATHANOR_KERNEL_INLINE static void squares(const T* z, const A* u, std::int64_t n, DenseStatistics<A>& row) {
+    constexpr A lowest = std::numeric_limits<A>::lowest();
+    LaneSum<A> count, sum;
+    for_each_lane(n, [&](std::int64_t i, int j) ATHANOR_LANE_BODY {
+      const A zi = load(z[i]), ui = u[i];
+      const bool padded = zi < lowest && ui < lowest;
+      const A square = (ui - zi) * (ui - zi);
+      count.lane[j] += padded ? A(0) : A(1);
+      sum.lane[j] += padded ? A(0) : square;
+    });
+    row.teacher_sum = count.total();
+    row.cross = sum.total();
+  }
+
+  template <bool unit_t, typename T, typename A>
+  ATHANOR_KERNEL_INLINE static void with_teacher(const T* z, const A* u, A inverse_t, std::int64_t n,
+                                                 KdLoss loss, DenseStatistics<A>& row) {
+    switch (loss) {
+      case KdLoss::forward_kl:
+        return both<unit_t, KdLoss::forward_kl>(z, u, inverse_t, n, row);
+      case KdLoss::reverse_kl:
+        return both<unit_t, KdLoss::reverse_kl>(z, u, inverse_t, n, row);
+      case KdLoss::logit_mse:
+        student_only(z, n, row);
+        return squares(z, u, n, row);
+      default:
+        return both<unit_t, KdLoss::jsd>(z, u, inverse_t, n, row);
+    }
+  }
+
+  template <typename T, typename A>
+  ATHANOR_KERNEL_INLINE static void run(const T* student, const A* teacher, const std::int64_t* labels,
+                                        const std::uint8_t* flags, const A* inverse_t, std::int64_t rows,
+                                        std::int64_t vocab, KdLoss loss, DenseStatistics<A>* statistics) {
+    for (std::int64_t r = 0; r < rows; ++r) {
+      DenseStatistics<A> row{};
+      row.student_max = row.teacher_max = -std::numeric_limits<A>::infinity();
+      if (flags[r] != 0) {
+        const T* z = student + r * vocab;
+        row.student_max = kernels::cpu::row_maximum<A>(z, vocab);
+        row.target = labels[r] >= 0 && labels[r] < vocab ? A(load(z[labels[r]])) : A(0);
+        if ((flags[r] & row_has_teacher) == 0) {
+          student_only(z, vocab, row);
+        } else if (inverse_t[r] == A(1)) {
+          with_teacher<true>(z, teacher + r * vocab, inverse_t[r], vocab, loss, row);
+        } else {
+          with_teacher<false>(z, teacher + r * vocab, inverse_t[r], vocab, loss, row);
+        }
+      }
+      statistics[r] = row;
+    }
+  }
+};
+
+struct Sums {
+  template <typename Divergence, typename T, typename A>
+  ATHANOR_KERNEL_INLINE static DivergenceSums<A> row_sums(const T* z, const A* u, const DenseRow<A>& row,
+                                                          std::int64_t n, A parameter) {
+    LaneSum<A> value, slope;
+    for_each_lane(n, [&](std::int64_t i, int j) ATHANOR_LANE_BODY {
+      const Probabilities<A> at = probabilities<A>(load(z[i]), u[i], row);
+      const Term<A> term = Divergence::template term<A>(at.p, at.q, at.log_ratio, parameter);
+      const A weighted = at.q * term.slope;
+      value.lane[j] += term.value;
+      slope.lane[j] += weighted;
+    });
+    return {value.total(), slope.total()};
+  }
+
+  template <typename T, typename A>
+  ATHANOR_KERNEL_INLINE static void run(const T* student, const A* teacher, const std::uint8_t* flags,
+                                        const DenseRow<A>* rows_of, std::int64_t rows, std::int64_t vocab,
+                                        KdLoss loss, A parameter, DivergenceSums<A>* sums) {
+    for (std::int64_t r = 0; r < rows; ++r) {
+      const T* z = student + r * vocab;
+      const A* u = teacher + r * vocab;
+      if ((flags[r] & row_has_teacher) == 0) {
+        sums[r] = {A(0), A(0)};
+      } else if (loss == KdLoss::jsd) {
+        sums[r] = row_sums<Jsd>(z, u, rows_of[r], vocab, parameter);
+      } else if (loss == KdLoss::skew_kl) {
+        sums[r] = row_sums<SkewKl>(z, u, rows_of[r], vocab, parameter);
+      } else {
+        sums[r] = row_sums<SkewReverseKl>(z, u, rows_of[r], vocab, parameter);
+      }
+    }
+  }
+};
+
+struct Backward {
+  /// d CE without the label's -1.
+  template <bool unit_t, typename A>
+  ATHANOR_KERNEL_INLINE static A label_part(A z, A q, const DenseRow<A>& row) {
+    if constexpr (unit_t) {
+      return row.ce * q;
+    } else {
+      return row.ce * (fast_exp(z - row.student_max) * row.inverse_sum_1);
+    }
+  }
+
+  template <bool unit_t, typename T, typename A>
+  ATHANOR_KERNEL_INLINE static void forward_kl(T* z, const A* u, const DenseRow<A>& row, std::int64_t n) {
+    for (std::int64_t i = 0; i < n; ++i) {
+      const A zi = load(z[i]);
+      const A p = fast_exp((u[i] - row.teacher_max) * row.inverse_t) * row.inverse_teacher_sum;
+      const A q = fast_exp((zi - row.student_max) * row.inverse_t) * row.inverse_sum;
+      z[i] = store<T>(label_part<unit_t>(zi, q, row) + row.kd * (q - p));
+    }
+  }
+
+  template <bool unit_t, typename Divergence, typename T, typename A>
+  ATHANOR_KERNEL_INLINE static void divergence(T* z, const A* u, const DenseRow<A>& row, std::int64_t n,
+                                               A parameter) {
+    for (std::int64_t i = 0; i < n; ++i) {
+      const A zi = load(z[i]);
+      const Probabilities<A> at = probabilities<A>(zi, u[i], row);
+      const Term<A> term = Divergence::template term<A>(at.p, at.q, at.log_ratio, parameter);
+      const A slope = row.kd * at.q * (term.slope - row.mean_slope);
+      z[i] = store<T>(label_part<unit_t>(zi, at.q, row) + slope);
+    }
+  }
+
+  template <typename T, typename A>
+  ATHANOR_KERNEL_INLINE static void squares(T* z, const A* u, const DenseRow<A>& row, std::int64_t n) {
+    constexpr A lowest = std::numeric_limits<A>::lowest();
+    for (std::int64_t i = 0; i < n; ++i) {
+      const A zi = load(z[i]);
+      const A slope = row.kd * (zi - u[i]);
+      z[i] = store<T>(label_part<false>(zi, A(0), row) + (zi < lowest && u[i] < lowest ? A(0) : slope));
+    }
+  }
+
+  template <typename T, typename A>
+  ATHANOR_KERNEL_INLINE static void labels_only(T* z, const DenseRow<A>& row, std::int64_t n) {
+    for (std::int64_t i = 0; i < n; ++i) {
+      z[i] = store<T>(label_part<false>(A(load(z[i])), A(0), row));
+    }
+  }
+
+  template <bool unit_t, typename T, typename A>
+  ATHANOR_KERNEL_INLINE static void with_teacher(T* z, const A* u, const DenseRow<A>& row, std::int64_t n,
+                                                 KdLoss loss, A parameter) {
+    switch (loss) {
+      case KdLoss::forward_kl:
+        return forward_kl<unit_t>(z, u, row, n);
+      case KdLoss::reverse_kl:
+        return divergence<unit_t, ReverseKl>(z, u, row, n, parameter);
+      case KdLoss::skew_kl:
+        return divergence<unit_t, SkewKl>(z, u, row, n, parameter);
+      case KdLoss::skew_reverse_kl:
+        return divergence<unit_t, SkewReverseKl>(z, u, row, n, parameter);
+      case KdLoss::jsd:
+        return divergence<unit_t, Jsd>(z, u, row, n, parameter);
+      case KdLoss::logit_mse:
+        return squares(z, u, row, n);
+    }
+  }
+
+  /// d at element `i` alone, from the logit that was there, minus the factor of CE: the label's probability
+  /// stays in the accumulation type until 1 is subtracted.
+  template <typename T, typename A>
+  ATHANOR_KERNEL_INLINE static void at_label(T* z, const A* u, const DenseRow<A>& row, T logit, KdLoss loss,
+                                             A parameter, bool has_teacher) {
+    A value[1] = {A(load(logit))};
+    if (has_teacher) {
+      with_teacher<false>(value, u, row, 1, loss, parameter);
+    } else {
+      labels_only(value, row, 1);
+    }
+    *z = store<T>(value[0] - row.ce);
+  }
+
+  template <typename T, typename A>
+  ATHANOR_KERNEL_INLINE static void run(T* student, const A* teacher, const std::int64_t* labels,
+                                        const std::uint8_t* flags, const DenseRow<A>* rows_of,
+                                        std::int64_t rows, std::int64_t vocab, KdLoss loss, A parameter) {
+    for (std::int64_t r = 0; r < rows; ++r) {
+      T* z = student + r * vocab;
+      const DenseRow<A>& row = rows_of[r];
+      const bool has_teacher = (flags[r] & row_has_teacher) != 0 && row.kd != A(0);
+      const bool has_label = (flags[r] & row_has_label) != 0 && row.ce != A(0);
+      const A* u = has_teacher ? teacher + r * vocab : nullptr;
+      const bool here = has_label && labels[r] >= 0 && labels[r] < vocab;
+      const T label_logit = here ? z[labels[r]] : T(0);
+      if (has_teacher && row.inverse_t == A(1)) {
+        with_teacher<true>(z, u, row, vocab, loss, parameter);
+      } else if (has_teacher) {
+        with_teacher<false>(z, u, row, vocab, loss, parameter);
+      } else if (has_label) {
+        labels_only(z, row, vocab);
+      } else {
+        for (std::int64_t i = 0; i < vocab; ++i) {
+          z[i] = store<T>(A(0));
+        }
+      }
+      if (here) {
+        at_label(z + labels[r], has_teacher ? u + labels[r] : nullptr, row, label_logit, loss, parameter,
+                 has_teacher);
+      }
+    }
+  }
+};
+
+}  // namespace
+
+template <typename T>
+void dense_statistics(const T* student, const accumulation_t<T>* teacher, const std::int64_t* labels,
+                      const std::uint8_t* flags, const accumulation_t<T>* inverse_t, std::int64_t rows,
+                      std::int64_t vocab, KdLoss loss, DenseStatistics<accumulation_t<T>>* statistics) {
+  kernels::cpu::dispatch<Statistics>(student, teacher, labels, flags, inverse_t, rows, vocab, loss,
+                                     statistics);
+}
+
+template <typename T>
+void divergence_sums(const T* student, const accumulation_t<T>* teacher, const std::uint8_t* flags,
+                     const DenseRow<accumulation_t<T>>* rows_of, std::int64_t rows, std::int64_t vocab,
+                     KdLoss loss, accumulation_t<T> parameter, DivergenceSums<accumulation_t<T>>* sums) {
+  kernels::cpu::dispatch<Sums>(student, teacher, flags, rows_of, rows, vocab, loss, parameter, sums);
+}
+
+template <typename T>
+void dense_backward(T* student, const accumulation_t<T>* teacher, const std::int64_t* labels,
+                    const std::uint8_t* flags, const DenseRow<accumulation_t<T>>* rows_of, std::int64_t rows,
+                    std::int64_t vocab, KdLoss loss, accumulation_t<T> parameter) {
+  kernels::cpu::dispatch<Backward>(student, teacher, labels, flags, rows_of, rows, vocab, loss, parameter);
+}
+
+#define ATHANOR_INSTANTIATE(T)                                                                             \
+  template void dense_statistics<T>(const T*, const accumulation_t<T>*, const std::int64_t*,               \
+                                    const std::uint8_t*, const accumulation_t<T>*, std::int64_t,           \
+                                    std::int64_t, KdLoss, DenseStatistics<accumulation_t<T>>*);            \
+  template void divergence_sums<T>(const T*, const accumulation_t<T>*, const std::uint8_t*,                \
+                                   const DenseRow<accumulation_t<T>>*, std::int64_t, std::int64_t, KdLoss, \
+                                   accumulation_t<T>, DivergenceSums<accumulation_t<T>>*);                 \
+  template void dense_backward<T>(T*, const accumulation_t<T>*, const std::int64_t*, const std::uint8_t*,  \
+                                  const DenseRow<accumulation_t<T>>*, std::int64_t, std::int64_t, KdLoss,  \
+                                  accumulation_t<T>);
+ATHANOR_FOR_EACH_ELEMENT(ATHANOR_INSTANTIATE)
+#undef ATHANOR_INSTANTIATE
+
+}  // namespace athanor::distill::detail

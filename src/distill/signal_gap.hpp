@@ -1,0 +1,35 @@
+// How far a payload's divergence is from the full one, measured on a sample of tokens.
+#pragma once
+
+#include <cstdint>
+
+#include <ATen/core/Tensor.h>
+
+#include "distill/codec.hpp"
+#include "distill/signal.hpp"
+#include "parallel/communicator.hpp"
+
+namespace athanor::distill {
+
+/// Sums over measured tokens; those of several micro-batches and ranks add up.
+struct SignalGap {
+  double payload_kl = 0.0;  ///< sum of the payload's KL (with T^2)
+  double full_kl = 0.0;     ///< sum of the full KL
+  double difference = 0.0;  ///< sum of |payload - full|
+  std::int64_t tokens = 0;
+
+  SignalGap& operator+=(const SignalGap& other);
+};
+
+/// bool [C]: the tokens that are measured, a share `fraction` of all, drawn by (seed, sample, position):
+/// teacher and student name the same ones on any layout.
+at::Tensor measured_tokens(const TokenPlaces& places, double fraction, std::uint64_t seed);
+
+/// Compares the forward KL of a payload with that of the teacher's full logits on the same rows. student and
+/// teacher logits [C, v] are this rank's slice from first_id on; `signal` is of these C tokens at temperature
+/// number `temperature`. The same on all tp ranks. Collective over tp.
+SignalGap measure_gap(const at::Tensor& student_Cv, const at::Tensor& teacher_Cv, std::int64_t first_id,
+                      const TeacherSignal& signal, std::int64_t temperature,
+                      const parallel::Communicator& tp);
+
+}  // namespace athanor::distill
