@@ -21,7 +21,6 @@ using nlohmann::json;
 
 constexpr std::uintmax_t max_marker_bytes = 4096;
 constexpr int max_json_depth = 64;
-constexpr std::size_t blocks_ahead = 2;  // asked of the disk while one is being checked
 
 std::string read_small_file(const std::string& folder, const char* name) {
   const std::string path = folder + "/" + name;
@@ -108,30 +107,19 @@ std::vector<BlockJob> wanted_blocks(const std::vector<ReadJob>& jobs) {
   return blocks;
 }
 
-// Reads blocks of one file, keeping the disk busy ahead of the checks.
+// Reads blocks of one file.
 class BlockStream {
  public:
   BlockStream(const detail::PayloadFile& file, std::vector<BlockJob> blocks, std::byte* buffer)
       : file_(file), blocks_(std::move(blocks)), buffer_(buffer) {}
 
   void run() {
-    for (std::size_t i = 0; i < std::min(blocks_ahead, blocks_.size()); ++i) {
-      ask_ahead(blocks_[i]);
-    }
-    for (std::size_t i = 0; i < blocks_.size(); ++i) {
-      if (i + blocks_ahead < blocks_.size()) {
-        ask_ahead(blocks_[i + blocks_ahead]);
-      }
-      read(blocks_[i]);
+    for (const BlockJob& entry : blocks_) {
+      read(entry);
     }
   }
 
  private:
-  void ask_ahead(const BlockJob& entry) const {
-    const std::int64_t width = element_bytes(entry.job->target->type);
-    file_.begin_reading(entry.job->offset + entry.block.first * width, entry.block.count * width);
-  }
-
   void read(const BlockJob& entry) const {
     const ReadJob& job = *entry.job;
     const ElementType type = job.target->type;
@@ -231,7 +219,6 @@ void CheckpointReader::State::verify_slice(const detail::ShardInput& input, cons
   input.check_attributes(slice);
   const ElementType type = manifest.tensors.at(slice.tensor).type;
   const std::int64_t offset = input.locate(slice);
-  input.payload().begin_reading(offset, slice.extent.count * element_bytes(type));
   for (std::int64_t index = 0; index < detail::block_count(slice); ++index) {
     const detail::SliceBlock block = detail::block_at(slice, type, index);
     detail::read_block(input.payload(), slice, type, block, offset, buffer);

@@ -36,8 +36,6 @@ class PayloadFile {
 
   /// Reads and returns XXH3-64 of what was read.
   std::uint64_t read(void* data, std::int64_t bytes, std::int64_t offset) const;
-  /// Tells the system to begin reading this range.
-  void begin_reading(std::int64_t offset, std::int64_t bytes) const;
 
  private:
   PayloadFile(std::string path, int fd) : path_(std::move(path)), fd_(fd) {}

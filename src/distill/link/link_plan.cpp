@@ -48,6 +48,14 @@ std::int64_t Route::wire_bytes() const {
   return payload_bytes() + static_cast<std::int64_t>(pieces.size()) * packet_header_bytes;
 }
 
+std::int64_t wire_bytes_of(const std::vector<Route>& routes) {
+  std::int64_t bytes = 0;
+  for (const Route& route : routes) {
+    bytes += route.wire_bytes();
+  }
+  return bytes;
+}
+
 LinkPlan::LinkPlan(RoleLayout sender, RoleLayout receiver, std::vector<Field> fields)
     : sender_(std::move(sender)), receiver_(std::move(receiver)), fields_(std::move(fields)) {
   sender_.validate();
@@ -116,6 +124,12 @@ Route LinkPlan::make_route(int sender_rank, int receiver_rank) const {
   if (Piece piece = make_piece(PieceKind::step_fields, route, {}); !piece.boxes.empty()) {
     route.pieces.push_back(std::move(piece));
   }
+  if (!receives_data(receiver_rank) && receiver_rank % sender_.num_ranks() == sender_rank) {
+    route.pieces.push_back(Piece{PieceKind::notice, 0, {}, {}, 0});
+  }
+  if (!route.pieces.empty()) {
+    route.pieces.push_back(Piece{PieceKind::trailer, 0, {}, {}, 0});
+  }
   return route;
 }
 
@@ -128,13 +142,7 @@ bool LinkPlan::receives_data(int receiver_rank) const {
 std::vector<Route> LinkPlan::routes_from(int sender_rank) const {
   std::vector<Route> routes;
   for (int receiver = 0; receiver < receiver_.num_ranks(); ++receiver) {
-    Route route = make_route(sender_rank, receiver);
-    const bool is_notice = receiver % sender_.num_ranks() == sender_rank && !receives_data(receiver);
-    if (is_notice) {
-      route.pieces.push_back(make_piece(PieceKind::notice, route, {}));
-    }
-    if (!route.pieces.empty()) {
-      route.pieces.push_back(Piece{PieceKind::trailer, 0, {}, {}, 0});
+    if (Route route = make_route(sender_rank, receiver); !route.pieces.empty()) {
       routes.push_back(std::move(route));
     }
   }
@@ -144,14 +152,33 @@ std::vector<Route> LinkPlan::routes_from(int sender_rank) const {
 std::vector<Route> LinkPlan::routes_to(int receiver_rank) const {
   std::vector<Route> routes;
   for (int sender = 0; sender < sender_.num_ranks(); ++sender) {
-    Route route = make_route(sender, receiver_rank);
-    if (receiver_rank % sender_.num_ranks() == sender && !receives_data(receiver_rank)) {
-      route.pieces.push_back(make_piece(PieceKind::notice, route, {}));
-    }
-    if (!route.pieces.empty()) {
-      route.pieces.push_back(Piece{PieceKind::trailer, 0, {}, {}, 0});
+    if (Route route = make_route(sender, receiver_rank); !route.pieces.empty()) {
       routes.push_back(std::move(route));
     }
   }
   return routes;
 }
+
+std::int64_t LinkPlan::step_payload_bytes() const {
+  std::int64_t bytes = 0;
+  for (const Field& field : fields_) {
+    for (const FieldShare& share : field.receiver) {
+      bytes += share.active.numel() * field.element_bytes;
+    }
+  }
+  return bytes;
+}
+
+std::int64_t LinkPlan::sender_memory_bytes(int sender_rank, std::int64_t window) const {
+  return window * wire_bytes_of(routes_from(sender_rank));
+}
+
+std::int64_t LinkPlan::receiver_memory_bytes(int receiver_rank, std::int64_t window) const {
+  std::int64_t bytes = window * wire_bytes_of(routes_to(receiver_rank));
+  for (const Field& field : fields_) {
+    bytes += field.receiver[static_cast<std::size_t>(receiver_rank)].memory.numel() * field.element_bytes;
+  }
+  return bytes;
+}
+
+}  // namespace athanor::distill

@@ -90,6 +90,9 @@ struct Route {
   std::int64_t wire_bytes() const;
 };
 
+/// Of several routes.
+std::int64_t wire_bytes_of(const std::vector<Route>& routes);
+
 /// The routes between two roles for one set of fields.
 class LinkPlan {
  public:
@@ -111,6 +114,7 @@ class LinkPlan {
   std::int64_t receiver_memory_bytes(int receiver_rank, std::int64_t window) const;
 
  private:
+  /// Without pieces when the two have nothing to do with each other.
   Route make_route(int sender_rank, int receiver_rank) const;
   Piece make_piece(PieceKind kind, const Route& route, const Range& rows) const;
   bool receives_data(int receiver_rank) const;
