@@ -31,6 +31,8 @@ BALANCE = {
     "squared 0.001": {"moe.balance": "squared", "moe.balance_weight": 0.001},
     "squared 0.004": {"moe.balance": "squared", "moe.balance_weight": 0.004},
     "squared 0.006": {"moe.balance": "squared", "moe.balance_weight": 0.006},
+    "squared 0.006, counts of the micro-step": {
+        "moe.balance": "squared", "moe.balance_weight": 0.006, "moe.balance_counts": "micro_step"},
     "squared 0.01": {"moe.balance": "squared", "moe.balance_weight": 0.01},
     "squared 0.01, counts of the micro-step": {
         "moe.balance": "squared", "moe.balance_weight": 0.01, "moe.balance_counts": "micro_step"},

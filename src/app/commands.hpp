@@ -20,6 +20,7 @@ struct CommandResult {
 /// Each is collective over `world` and throws base::Error.
 CommandResult run_tokenize(const config::RunConfig& config, const parallel::Communicator& world);
 CommandResult run_train(const config::RunConfig& config, const parallel::Communicator& world);
+CommandResult run_distill(const config::RunConfig& config, const parallel::Communicator& world);
 CommandResult run_evaluate(const config::RunConfig& config, const parallel::Communicator& world);
 CommandResult run_generate(const config::RunConfig& config, const parallel::Communicator& world);
 CommandResult run_bench_step(const config::RunConfig& config, const parallel::Communicator& world);

@@ -34,8 +34,9 @@ CommandResult run_checkpoint_export(const config::RunConfig& config) {
   options.to = config.exchange.to;
   options.role = config.source.role;
   // The model as its run knew it: what evaluate would build.
+  const config::Setting role{"role", options.role, "--role=" + options.role, true};
   const config::RunConfig stored =
-      config::resolve_with_base(config::Command::evaluate, read_checkpoint_settings(options.from), {});
+      config::resolve_with_base(config::Command::evaluate, read_checkpoint_settings(options.from), {role});
   options.model = stored.roles[0].model;
   options.dtype = element_type(config.exchange.dtype);
   options.max_file_bytes = config.exchange.shard_bytes;

@@ -19,6 +19,7 @@
 #include "config/command_line.hpp"
 #include "config/estimate.hpp"
 #include "config/help.hpp"
+#include "config/roles.hpp"
 #include "config/validate.hpp"
 #include "data/tokenizer.hpp"
 #include "parallel/mpi_environment.hpp"
@@ -73,8 +74,7 @@ std::optional<std::string> text_to_print(const config::ParsedCommand& parsed) {
 
 // The number of ranks to check for: of the job, or what a dry run in one process is to plan.
 int planned_ranks(const config::ParsedCommand& parsed, int world_size) {
-  const int ranks = parsed.config.roles[0].ranks;
-  return parsed.dry_run && world_size == 1 && ranks > 0 ? ranks : world_size;
+  return parsed.dry_run && world_size == 1 ? config::planned_ranks(parsed.config, world_size) : world_size;
 }
 
 // vocab_size = 0 becomes the tokenizer's; a smaller one than that could not take its ids.
@@ -105,13 +105,14 @@ void check(config::ParsedCommand& parsed, int world_size, int local_ranks) {
     validate_generation(config);
   }
   const bool is_planned_elsewhere = ranks != world_size;
-  for (config::RoleConfig& role : config.roles) {
-    resolve_vocabulary(config, role);
-    if (!is_planned_elsewhere) {
-      const parallel::ParallelDims dims = config::resolve_dims(role, ranks);
-      config::check_memory(config::estimate_memory(config, role, dims), base::available_memory_bytes(),
-                           local_ranks);
-    }
+  const std::vector<int> role_ranks = config::resolve_ranks(config, ranks);
+  for (std::size_t i = 0; i < config.roles.size(); ++i) {
+    resolve_vocabulary(config, config.roles[i]);
+  }
+  for (std::size_t i = 0; i < config.roles.size() && !is_planned_elsewhere; ++i) {
+    const parallel::ParallelDims dims = config::resolve_dims(config.roles[i], role_ranks[i]);
+    config::check_memory(config::estimate_memory(config, config.roles[i], dims), base::available_memory_bytes(),
+                         local_ranks);
   }
 }
 
@@ -122,8 +123,10 @@ CommandResult plan(const config::ParsedCommand& parsed, int world_size) {
     result.text = fmt::format("{}: the options are in order\n", config::command_name(config.command));
     return result;
   }
-  for (const config::RoleConfig& role : config.roles) {
-    const parallel::ParallelDims dims = config::resolve_dims(role, planned_ranks(parsed, world_size));
+  const std::vector<int> role_ranks = config::resolve_ranks(config, planned_ranks(parsed, world_size));
+  for (std::size_t i = 0; i < config.roles.size(); ++i) {
+    const config::RoleConfig& role = config.roles[i];
+    const parallel::ParallelDims dims = config::resolve_dims(role, role_ranks[i]);
     const model::ParameterCount count = model::count_parameters(role.model);
     result.text += config::describe_plan(config, role, dims);
     result.json[role.name] = {{"ranks", dims.num_ranks()},
@@ -143,6 +146,8 @@ CommandResult run_command(const config::RunConfig& config, const parallel::Commu
       return run_tokenize(config, world);
     case Command::train:
       return run_train(config, world);
+    case Command::distill:
+      return run_distill(config, world);
     case Command::evaluate:
       return run_evaluate(config, world);
     case Command::generate:

@@ -3,6 +3,7 @@
 #include <filesystem>
 
 #include "checkpoint/checkpoint_reader.hpp"
+#include "config/roles.hpp"
 #include "config/validate.hpp"
 #include "parallel/dtype.hpp"
 #include "parallel/run_agreed.hpp"
@@ -21,13 +22,15 @@ train::RoleOptions make_role_options(const config::RoleConfig& role) {
   options.compute = role.precision.compute;
   options.grad_comm = role.precision.grad_comm;
   options.micro_batch = role.batch_micro;
+  options.frozen = role.frozen;
   return options;
 }
 
 parallel::RoleSplit split_roles(const config::RunConfig& config, const parallel::Communicator& world) {
   std::vector<parallel::RoleRanks> roles;
-  for (const config::RoleConfig& role : config.roles) {
-    roles.push_back({role.name, role.kind, role.ranks > 0 ? role.ranks : world.size()});
+  const std::vector<int> ranks = config::resolve_ranks(config, world.size());
+  for (std::size_t i = 0; i < config.roles.size(); ++i) {
+    roles.push_back({config.roles[i].name, config.roles[i].kind, ranks[i]});
   }
   return parallel::RoleSplit(world, std::move(roles));
 }

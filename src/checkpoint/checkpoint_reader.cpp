@@ -82,71 +82,46 @@ struct ReadJob {
   std::int64_t offset = 0;    // of the slice in its file
 };
 
-struct BlockJob {
-  const ReadJob* job = nullptr;
-  detail::SliceBlock block;
-};
-
 // First run of the job that ends behind element `first` of the slice.
 std::vector<CopyRun>::const_iterator first_run_behind(const ReadJob& job, std::int64_t first) {
   return std::ranges::partition_point(
       job.runs, [first](const CopyRun& run) { return run.source_first + run.count <= first; });
 }
 
-std::vector<BlockJob> wanted_blocks(const std::vector<ReadJob>& jobs) {
-  std::vector<BlockJob> blocks;
-  for (const ReadJob& job : jobs) {
-    for (std::int64_t index = 0; index < detail::block_count(*job.slice); ++index) {
-      const detail::SliceBlock block = detail::block_at(*job.slice, job.target->type, index);
-      const auto run = first_run_behind(job, block.first);
-      if (run != job.runs.end() && run->source_first < block.first + block.count) {
-        blocks.push_back({&job, block});
-      }
-    }
+// Reads a block straight to where it is wanted, or, when it is not wanted whole and in one piece, by way of
+// the buffer. `run` is the first of the job that ends behind the block's first element.
+void read_wanted(const detail::PayloadFile& file, const ReadJob& job, const detail::SliceBlock& block,
+                 std::vector<CopyRun>::const_iterator run, std::byte* buffer) {
+  const ElementType type = job.target->type;
+  const std::int64_t width = element_bytes(type);
+  const std::int64_t end = block.first + block.count;
+  auto* target = static_cast<std::byte*>(job.target->data);
+  if (run->source_first <= block.first && run->source_first + run->count >= end) {
+    std::byte* to = target + (run->target_first + block.first - run->source_first) * width;
+    detail::read_block(file, *job.slice, type, block, job.offset, to);
+    detail::check_finite(*job.slice, type, block.first, block.count, to);
+    return;
   }
-  return blocks;
+  detail::read_block(file, *job.slice, type, block, job.offset, buffer);
+  for (; run != job.runs.end() && run->source_first < end; ++run) {
+    const std::int64_t first = std::max(run->source_first, block.first);
+    const std::int64_t count = std::min(run->source_first + run->count, end) - first;
+    std::byte* to = target + (run->target_first + first - run->source_first) * width;
+    std::memcpy(to, buffer + (first - block.first) * width, static_cast<std::size_t>(count * width));
+    detail::check_finite(*job.slice, type, first, count, to);
+  }
 }
 
-// Reads blocks of one file.
-class BlockStream {
- public:
-  BlockStream(const detail::PayloadFile& file, std::vector<BlockJob> blocks, std::byte* buffer)
-      : file_(file), blocks_(std::move(blocks)), buffer_(buffer) {}
-
-  void run() {
-    for (const BlockJob& entry : blocks_) {
-      read(entry);
+// Reads those blocks of the job's slice that hold wanted elements.
+void read_job(const detail::PayloadFile& file, const ReadJob& job, std::byte* buffer) {
+  for (std::int64_t index = 0; index < detail::block_count(*job.slice); ++index) {
+    const detail::SliceBlock block = detail::block_at(*job.slice, job.target->type, index);
+    const auto run = first_run_behind(job, block.first);
+    if (run != job.runs.end() && run->source_first < block.first + block.count) {
+      read_wanted(file, job, block, run, buffer);
     }
   }
-
- private:
-  void read(const BlockJob& entry) const {
-    const ReadJob& job = *entry.job;
-    const ElementType type = job.target->type;
-    const std::int64_t width = element_bytes(type);
-    const std::int64_t end = entry.block.first + entry.block.count;
-    auto* target = static_cast<std::byte*>(job.target->data);
-    auto run = first_run_behind(job, entry.block.first);
-    if (run->source_first <= entry.block.first && run->source_first + run->count >= end) {
-      std::byte* to = target + (run->target_first + entry.block.first - run->source_first) * width;
-      detail::read_block(file_, *job.slice, type, entry.block, job.offset, to);
-      detail::check_finite(*job.slice, type, entry.block.first, entry.block.count, to);
-      return;
-    }
-    detail::read_block(file_, *job.slice, type, entry.block, job.offset, buffer_);
-    for (; run != job.runs.end() && run->source_first < end; ++run) {
-      const std::int64_t first = std::max(run->source_first, entry.block.first);
-      const std::int64_t count = std::min(run->source_first + run->count, end) - first;
-      std::byte* to = target + (run->target_first + first - run->source_first) * width;
-      std::memcpy(to, buffer_ + (first - entry.block.first) * width, static_cast<std::size_t>(count * width));
-      detail::check_finite(*job.slice, type, first, count, to);
-    }
-  }
-
-  const detail::PayloadFile& file_;
-  std::vector<BlockJob> blocks_;
-  std::byte* buffer_;
-};
+}
 
 std::unique_ptr<std::byte[]> block_buffer() {
   return std::make_unique_for_overwrite<std::byte[]>(static_cast<std::size_t>(checksum_block_bytes));
@@ -211,7 +186,9 @@ void CheckpointReader::State::read_jobs(const StoredFile& file, std::vector<Read
     job.offset = input.locate(*job.slice);
   }
   std::ranges::sort(jobs, {}, &ReadJob::offset);
-  BlockStream(input.payload(), wanted_blocks(jobs), buffer).run();
+  for (const ReadJob& job : jobs) {
+    read_job(input.payload(), job, buffer);
+  }
 }
 
 void CheckpointReader::State::verify_slice(const detail::ShardInput& input, const StoredSlice& slice,

@@ -9,7 +9,7 @@
 #include "checkpoint/checkpoint_reader.hpp"
 #include "checkpoint/detail/durable_files.hpp"
 #include "checkpoint/detail/hdf5_handle.hpp"
-#include "checkpoint/detail/hdf5_output.hpp"
+#include "checkpoint/detail/hdf5_image.hpp"
 #include "checkpoint/detail/payload_file.hpp"
 #include "checkpoint/io_thread.hpp"
 
@@ -23,8 +23,7 @@ std::int64_t numel(const StoredTensor& tensor) {
 }
 
 // Makes a dataset for each tensor; where its data begin, by name, for those that have any.
-std::map<std::string, std::int64_t> lay_out(const std::string& path, const Manifest& manifest) {
-  detail::Hdf5Handle file = detail::create_hdf5_file(path, metadata_block_bytes);
+std::map<std::string, std::int64_t> lay_out(detail::Hdf5Image& file, const Manifest& manifest) {
   detail::write_attribute(file.id(), "format", std::string("athanor-merged"));
   detail::write_attribute(file.id(), "format_version", std::int64_t{format_version});
   detail::write_attribute(file.id(), "run_id", manifest.run_id);
@@ -44,15 +43,17 @@ std::map<std::string, std::int64_t> lay_out(const std::string& path, const Manif
     }
     dataset.close("close a dataset");
   }
-  file.close("close the file");
+  file.close();
   return offsets;
 }
 
 void write_merged(const CheckpointReader& reader, const std::string& path) {
   const Manifest& manifest = reader.manifest();
-  const std::map<std::string, std::int64_t> offsets = lay_out(path, manifest);
-  detail::PayloadFile file = detail::PayloadFile::open_for_writing(path);
-  file.reserve(file.bytes());
+  detail::Hdf5Image image(metadata_block_bytes);
+  const std::map<std::string, std::int64_t> offsets = lay_out(image, manifest);
+  detail::PayloadFile file = detail::PayloadFile::create(path);
+  file.reserve(image.bytes());
+  image.write_to(file);
   for (const auto& [name, offset] : offsets) {
     const StoredTensor& tensor = manifest.tensors.at(name);
     const std::int64_t bytes = numel(tensor) * element_bytes(tensor.type);
@@ -79,10 +80,17 @@ void merge_checkpoint(const CheckpointReader& reader, const std::string& path) {
   }
   const std::string aside = fmt::format("{}.tmp-{}", path, ::getpid());
   run_on_io_thread([&] {
-    detail::write_new_hdf5(aside, [&] {
+    try {
       write_merged(reader, aside);
+    } catch (const detail::Hdf5Failure& failure) {
+      throw base::IoError("cannot lay out {} ({}) report this", path, failure.what());
+    }
+    try {
       detail::rename_path(aside, path);
-    });
+    } catch (const base::IoError&) {
+      ::unlink(aside.c_str());
+      throw;
+    }
   });
   detail::fsync_path(folder.string());
 }

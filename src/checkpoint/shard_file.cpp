@@ -2,13 +2,14 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <functional>
 #include <map>
 #include <utility>
 
 #include "base/error.hpp"
 #include "checkpoint/detail/durable_files.hpp"
 #include "checkpoint/detail/hdf5_handle.hpp"
-#include "checkpoint/detail/hdf5_output.hpp"
+#include "checkpoint/detail/hdf5_image.hpp"
 #include "checkpoint/detail/payload_file.hpp"
 #include "checkpoint/io_thread.hpp"
 
@@ -18,8 +19,10 @@ namespace {
 // Per dataset: its header with attributes, its group, its name, with room to spare.
 constexpr std::int64_t metadata_bytes_per_slice = 2048;
 constexpr std::int64_t alignment_bytes_per_slice = 4096;
-constexpr std::int64_t metadata_base_bytes = 16 << 10;
-constexpr std::int64_t store_every_bytes = std::int64_t{64} << 20;
+constexpr std::int64_t metadata_base_bytes = 4 << 10;
+constexpr std::int64_t max_metadata_block_bytes = 1 << 20;
+// Smaller writes are left to the system to store, together.
+constexpr std::int64_t store_from_bytes = 1 << 20;
 
 // A dataset of the file that is being written.
 struct Placed {
@@ -45,7 +48,7 @@ void write_slice_attributes(const detail::Hdf5Handle& dataset, const TensorSlice
   detail::write_attribute(dataset.id(), "dtype", std::string(element_type_name(slice.type)));
 }
 
-Placed place_slice(const detail::Hdf5Handle& file, const TensorSlice& slice, std::string name) {
+Placed place_slice(const detail::Hdf5Image& file, const TensorSlice& slice, std::string name) {
   const detail::Hdf5Handle type = detail::hdf5_type(slice.type);
   const detail::Hdf5Handle space = detail::simple_space({slice.extent.count});
   const detail::Hdf5Handle link = detail::link_with_groups();
@@ -59,16 +62,17 @@ Placed place_slice(const detail::Hdf5Handle& file, const TensorSlice& slice, std
   return {&slice, std::move(name), offset};
 }
 
-// Everything of the file but the payload.
-std::vector<Placed> lay_out(const std::string& path, const ShardIdentity& identity,
-                            const std::vector<TensorSlice>& slices) {
-  const auto stored = static_cast<std::int64_t>(slices.size());
-  detail::Hdf5Handle file = detail::create_hdf5_file(
-      path, std::min(stored * metadata_bytes_per_slice + metadata_base_bytes, std::int64_t{1} << 20));
+void write_file_attributes(const detail::Hdf5Image& file, const std::string& run_id, std::int64_t step) {
   detail::write_attribute(file.id(), "format", std::string(format_name));
   detail::write_attribute(file.id(), "format_version", std::int64_t{format_version});
-  detail::write_attribute(file.id(), "run_id", identity.run_id);
-  detail::write_attribute(file.id(), "step", identity.step);
+  detail::write_attribute(file.id(), "run_id", run_id);
+  detail::write_attribute(file.id(), "step", step);
+}
+
+// Everything of the file but the payload.
+std::vector<Placed> lay_out(detail::Hdf5Image& file, const ShardIdentity& identity,
+                            const std::vector<TensorSlice>& slices) {
+  write_file_attributes(file, identity.run_id, identity.step);
   detail::write_attribute(file.id(), "rank", std::int64_t{identity.rank});
   std::map<std::string, int> parts;
   std::vector<Placed> placed;
@@ -78,7 +82,7 @@ std::vector<Placed> lay_out(const std::string& path, const ShardIdentity& identi
       placed.push_back(place_slice(file, slice, fmt::format("{}/{}", slice.name, parts[slice.name]++)));
     }
   }
-  file.close("close the file");
+  file.close();
   return placed;
 }
 
@@ -87,40 +91,41 @@ std::vector<std::uint64_t> write_payload(const detail::PayloadFile& file, const 
   const std::int64_t bytes = placed.slice->bytes();
   std::vector<std::uint64_t> checksums;
   for (std::int64_t done = 0; done < bytes; done += checksum_block_bytes) {
-    checksums.push_back(
-        file.write(data + done, std::min(checksum_block_bytes, bytes - done), placed.offset + done));
+    const std::int64_t block = std::min(checksum_block_bytes, bytes - done);
+    checksums.push_back(file.write(data + done, block, placed.offset + done));
+    if (block >= store_from_bytes) {
+      file.begin_storing(placed.offset + done, block);
+    }
   }
   return checksums;
 }
 
-WrittenShard write_file(const std::string& path, const std::string& name, const ShardIdentity& identity,
+WrittenShard write_file(const std::string& folder, const ShardIdentity& identity,
                         const std::vector<TensorSlice>& slices) {
-  const std::vector<Placed> placed = lay_out(path, identity, slices);
-  detail::PayloadFile file = detail::PayloadFile::open_for_writing(path);
+  detail::Hdf5Image image(
+      std::min(static_cast<std::int64_t>(slices.size()) * metadata_bytes_per_slice + metadata_base_bytes,
+               max_metadata_block_bytes));
+  const std::vector<Placed> placed = lay_out(image, identity, slices);
   WrittenShard written;
-  written.file = {name, file.bytes(), identity.rank};
-  file.reserve(written.file.bytes);
-  std::int64_t unstored_begin = 0;
+  written.file = {fmt::format("rank-{:05d}.h5", identity.rank), image.bytes(), identity.rank};
+  detail::PayloadFile file = detail::PayloadFile::create(folder + "/" + written.file.name);
+  file.reserve(image.bytes());
+  image.write_to(file);
   for (const Placed& entry : placed) {
-    written.slices.push_back(
-        {entry.slice->name, name, entry.dataset, entry.slice->extent, write_payload(file, entry)});
-    const std::int64_t end = entry.offset + entry.slice->bytes();
-    if (end - unstored_begin >= store_every_bytes) {
-      file.begin_storing(unstored_begin, end - unstored_begin);
-      unstored_begin = end;
-    }
+    written.slices.push_back({entry.slice->name, written.file.name, entry.dataset, entry.slice->extent,
+                              write_payload(file, entry)});
   }
   file.finish();
   return written;
 }
 
-void check_space(const std::string& folder, const std::string& path, const std::vector<TensorSlice>& slices) {
+void check_space(const std::string& folder, const std::vector<TensorSlice>& slices) {
   const std::int64_t needed = estimate_shard_bytes(slices);
   const std::int64_t free = detail::free_bytes(folder);
   if (free < needed) {
     throw base::IoError(
-        "cannot write {} ({} bytes are needed, {} are free) free space or keep fewer checkpoints", path,
-        needed, free);
+        "cannot write into {} ({} bytes are needed, {} are free) free space or keep fewer checkpoints",
+        folder, needed, free);
   }
 }
 
@@ -145,11 +150,8 @@ void map_slice(const detail::Hdf5Handle& layout, const StoredSlice& slice) {
 }
 
 void write_index_file(const std::string& path, const Manifest& manifest) {
-  detail::Hdf5Handle file = detail::create_hdf5_file(path, metadata_base_bytes);
-  detail::write_attribute(file.id(), "format", std::string(format_name));
-  detail::write_attribute(file.id(), "format_version", std::int64_t{format_version});
-  detail::write_attribute(file.id(), "run_id", manifest.run_id);
-  detail::write_attribute(file.id(), "step", manifest.step);
+  detail::Hdf5Image file(metadata_base_bytes);
+  write_file_attributes(file, manifest.run_id, manifest.step);
   std::map<std::string_view, std::vector<const StoredSlice*>> slices;
   for (const StoredSlice& slice : manifest.slices) {
     slices[slice.tensor].push_back(&slice);
@@ -168,8 +170,22 @@ void write_index_file(const std::string& path, const Manifest& manifest) {
     detail::write_attribute(dataset.id(), "dtype", std::string(element_type_name(tensor.type)));
     dataset.close("close a virtual dataset");
   }
-  file.close("close the file");
-  detail::fsync_path(path);
+  file.close();
+  detail::PayloadFile output = detail::PayloadFile::create(path);
+  output.reserve(file.bytes());
+  file.write_to(output);
+  output.finish();
+}
+
+// Runs `write` on the I/O thread. What the HDF5 library refuses has nothing to do with the disk.
+void write_on_io_thread(const std::string& folder, const std::function<void()>& write) {
+  run_on_io_thread([&] {
+    try {
+      write();
+    } catch (const detail::Hdf5Failure& failure) {
+      throw base::IoError("cannot lay out a file for {} ({}) report this", folder, failure.what());
+    }
+  });
 }
 
 }  // namespace
@@ -184,19 +200,16 @@ std::int64_t estimate_shard_bytes(const std::vector<TensorSlice>& slices) {
 
 WrittenShard write_shard(const std::string& folder, const ShardIdentity& identity,
                          const std::vector<TensorSlice>& slices) {
-  const std::string name = fmt::format("rank-{:05d}.h5", identity.rank);
-  const std::string path = folder + "/" + name;
   WrittenShard written;
-  run_on_io_thread([&] {
-    check_space(folder, path, slices);
-    detail::write_new_hdf5(path, [&] { written = write_file(path, name, identity, slices); });
+  write_on_io_thread(folder, [&] {
+    check_space(folder, slices);
+    written = write_file(folder, identity, slices);
   });
   return written;
 }
 
 void write_index(const std::string& folder, const Manifest& manifest) {
-  const std::string path = folder + "/index.h5";
-  run_on_io_thread([&] { detail::write_new_hdf5(path, [&] { write_index_file(path, manifest); }); });
+  write_on_io_thread(folder, [&] { write_index_file(folder + "/index.h5", manifest); });
 }
 
 }  // namespace athanor::checkpoint

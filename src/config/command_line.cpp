@@ -6,11 +6,13 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
 #include <sstream>
 
 #include "base/error.hpp"
 #include "config/help.hpp"
 #include "config/key.hpp"
+#include "config/roles.hpp"
 #include "config/suggest.hpp"
 
 namespace athanor::config {
@@ -38,7 +40,7 @@ Command find_command(const std::vector<std::string>& words) {
       return command;
     }
   }
-  const std::vector<std::string> later = {"distill", "report"};
+  const std::vector<std::string> later = {"report"};
   if (std::find(later.begin(), later.end(), words[0]) != later.end()) {
     throw base::ConfigError("command {} (not in version {}) use one of: {}", words[0], version,
                             command_list());
@@ -64,33 +66,54 @@ Command find_command(const std::vector<std::string>& words) {
                           did_you_mean(all, names, "see athanor --help"));
 }
 
-po::options_description make_options(const RunConfig& defaults) {
+// "student.a" of "student.a.model.layer", "" for names without such a beginning.
+std::string named_student(const std::string& name) {
+  const std::size_t first = name.find('.');
+  const std::size_t second = first == std::string::npos ? first : name.find('.', first + 1);
+  return name.starts_with("student.") && second != std::string::npos ? name.substr(0, second) : "";
+}
+
+// The keys without and with the prefixes of roles; Boost takes no patterns, so the names of students come
+// from the words themselves and are checked when the configuration is known.
+po::options_description make_options(const std::vector<std::string>& words) {
   po::options_description options;
   for (const std::string& flag : flag_names) {
     options.add_options()(flag.c_str(), "");
   }
   options.add_options()("config", po::value<std::string>(), "");
+  std::set<std::string> prefixes = {"teacher", "student"};
+  for (const std::string& word : words) {
+    const std::string name = word.starts_with("--") ? word.substr(2, word.find('=') - 2) : "";
+    const PrefixedKey parts = split_key(name);
+    if (parts.key != nullptr && !parts.prefix.empty()) {
+      prefixes.insert(parts.prefix);
+    }
+  }
   for (const Key& key : all_keys()) {
     options.add_options()(key.name.c_str(), po::value<std::string>(), key.help.c_str());
-    for (const RoleConfig& role : defaults.roles) {
+    for (const std::string& prefix : prefixes) {
       if (key.per_role) {
-        options.add_options()((role.name + "." + key.name).c_str(), po::value<std::string>(),
-                              key.help.c_str());
+        options.add_options()((prefix + "." + key.name).c_str(), po::value<std::string>(), key.help.c_str());
       }
     }
   }
   return options;
 }
 
-std::vector<std::string> suggestion_candidates(const RunConfig& config, bool with_flags) {
+// What `name` may have been meant to be.
+std::vector<std::string> suggestion_candidates(const std::string& name, bool with_flags) {
   std::vector<std::string> names;
   for (const Key& key : all_keys()) {
     names.push_back(key.name);
   }
-  for (const RoleConfig& role : config.roles) {
+  std::set<std::string> prefixes = {"teacher", "student"};
+  if (const std::string student = named_student(name); !student.empty()) {
+    prefixes.insert(student);
+  }
+  for (const std::string& prefix : prefixes) {
     for (const Key& key : all_keys()) {
       if (key.per_role) {
-        names.push_back(role.name + "." + key.name);
+        names.push_back(prefix + "." + key.name);
       }
     }
   }
@@ -101,14 +124,14 @@ std::vector<std::string> suggestion_candidates(const RunConfig& config, bool wit
   return names;
 }
 
-[[noreturn]] void throw_unknown_option(const std::string& name, const RunConfig& config) {
-  std::string best = nearest(name, suggestion_candidates(config, true));
+[[noreturn]] void throw_unknown_option(const std::string& name) {
+  const std::string best = nearest(name, suggestion_candidates(name, true));
   throw base::ConfigError(
       "unknown option --{} (there is no such key) {}", name,
       best.empty() ? "see athanor <command> --help" : fmt::format("did you mean --{}?", best));
 }
 
-std::vector<po::option> split_options(const std::vector<std::string>& words, const RunConfig& config) {
+std::vector<po::option> split_options(const std::vector<std::string>& words) {
   // Boost takes an empty value only as a word of its own.
   std::vector<std::string> arguments;
   for (const std::string& word : words) {
@@ -118,7 +141,7 @@ std::vector<po::option> split_options(const std::vector<std::string>& words, con
       arguments.emplace_back();
     }
   }
-  const po::options_description options = make_options(config);
+  const po::options_description options = make_options(arguments);
   const int style = po::command_line_style::allow_long | po::command_line_style::long_allow_adjacent |
                     po::command_line_style::long_allow_next;
   try {
@@ -145,7 +168,7 @@ std::vector<po::option> split_options(const std::vector<std::string>& words, con
 class CommandLineReader {
  public:
   CommandLineReader(const std::vector<std::string>& arguments, ParsedCommand& parsed) : parsed_(parsed) {
-    for (const po::option& option : split_options(arguments, parsed.config)) {
+    for (const po::option& option : split_options(arguments)) {
       read(option);
     }
   }
@@ -162,7 +185,7 @@ class CommandLineReader {
           word);
     }
     if (option.unregistered) {
-      throw_unknown_option(option.string_key, parsed_.config);
+      throw_unknown_option(option.string_key);
     }
     const std::string value = option.value.empty() ? "" : option.value[0];
     const auto [seen, is_new] = values_.emplace(option.string_key, value);
@@ -204,34 +227,34 @@ class CommandLineReader {
 struct Resolved {
   const Setting* setting = nullptr;
   const Key* key = nullptr;
-  int role = -1;  ///< index of the role it is prefixed with; -1: none
+  std::vector<std::size_t> roles;  ///< indices of those it is for; none: of a role that the job does not have
+  int rank = 0;                    ///< how closely it names its role (prefix_rank)
 };
 
 Resolved look_up(const Setting& setting, const RunConfig& config) {
-  if (const Key* key = find_key(setting.key)) {
-    return {&setting, key, -1};
+  const auto [key, prefix] = split_key(setting.key);
+  if (key == nullptr) {
+    throw base::ConfigError(
+        "{} (there is no key {}) {}", setting.origin, setting.key,
+        did_you_mean(setting.key, suggestion_candidates(setting.key, false), "see docs/configuration.md"));
   }
-  const std::size_t dot = setting.key.find('.');
-  const std::string prefix = setting.key.substr(0, dot);
-  const std::string rest = dot == std::string::npos ? "" : setting.key.substr(dot + 1);
-  const Key* key = find_key(rest);
+  if (!prefix.empty() && !key->per_role) {
+    throw base::ConfigError("{} ({} belongs to the whole run, not to a role) write {}", setting.origin,
+                            key->name, key->name);
+  }
+  Resolved resolved{&setting, key, {}, 0};
   for (std::size_t i = 0; i < config.roles.size(); ++i) {
-    if (key != nullptr && prefix == config.roles[i].name) {
-      if (!key->per_role) {
-        throw base::ConfigError("{} ({} belongs to the whole run, not to a role) write {}", setting.origin,
-                                rest, rest);
-      }
-      return {&setting, key, static_cast<int>(i)};
+    if (const int rank = prefix_rank(prefix, config.roles[i]); rank >= 0) {
+      resolved.roles.push_back(i);
+      resolved.rank = rank;
     }
   }
-  if (key != nullptr && key->per_role && prefix == "student") {
-    throw base::ConfigError(
-        "{} (there is no role {}: version {} trains the teacher alone) use the prefix teacher.",
-        setting.origin, prefix, version);
+  // A config file that serves several commands may name roles that this one does not have.
+  if (resolved.roles.empty() && (setting.from_command_line || config.command == Command::distill)) {
+    throw base::ConfigError("{} ({} has no role {}, only {}) use a prefix of those", setting.origin,
+                            command_name(config.command), prefix, role_list(config.roles));
   }
-  throw base::ConfigError(
-      "{} (there is no key {}) {}", setting.origin, setting.key,
-      did_you_mean(setting.key, suggestion_candidates(config, false), "see docs/configuration.md"));
+  return resolved;
 }
 
 // Why a key that was given on the command line has no meaning there.
@@ -251,34 +274,75 @@ std::string why_not(const Key& key, Command command) {
 
 void apply(const Resolved& resolved, RunConfig& config) {
   try {
-    for (std::size_t i = 0; i < config.roles.size(); ++i) {
-      if (resolved.role < 0 || resolved.role == static_cast<int>(i)) {
-        resolved.key->set(config, config.roles[i], resolved.setting->value);
-      }
+    for (const std::size_t role : resolved.roles) {
+      resolved.key->set(config, config.roles[role], resolved.setting->value);
     }
   } catch (const BadValue& bad) {
     throw base::ConfigError("{} {}", resolved.setting->origin, bad.what());
   }
 }
 
-// Sets unprefixed keys first, then prefixed ones, each in the order of `settings`. Keys of config files that
-// the command does not use are checked and left out: one file may serve several commands.
+// The value is legal, whatever it is for.
+void check_value(const Resolved& resolved) {
+  RunConfig unused;
+  apply({resolved.setting, resolved.key, {0}, 0}, unused);
+}
+
+// Sets unprefixed keys first, then those of all students, then those of one role, each in the order of
+// `settings`. Keys of config files that the command does not use are checked and left out: one file may serve
+// several commands.
 void apply_all(const std::vector<Setting>& settings, RunConfig& config, bool only_from_checkpoint) {
   std::vector<Resolved> list;
   for (const Setting& setting : settings) {
     list.push_back(look_up(setting, config));
   }
   std::stable_sort(list.begin(), list.end(),
-                   [](const Resolved& a, const Resolved& b) { return a.role < b.role; });
+                   [](const Resolved& a, const Resolved& b) { return a.rank < b.rank; });
   for (const Resolved& resolved : list) {
     const bool is_used = contains(resolved.key->commands, config.command);
     if (!is_used && resolved.setting->from_command_line) {
       throw base::ConfigError("{} ({}) leave it out", resolved.setting->origin,
                               why_not(*resolved.key, config.command));
     }
-    RunConfig unused = config;
-    apply(resolved, (only_from_checkpoint ? resolved.key->from_checkpoint : is_used) ? config : unused);
+    check_value(resolved);
+    if (only_from_checkpoint ? resolved.key->from_checkpoint : is_used) {
+      apply(resolved, config);
+    }
   }
+}
+
+bool reads_one_role(Command command) {
+  return command == Command::evaluate || command == Command::generate ||
+         command == Command::checkpoint_export;
+}
+
+// The roles that the settings may speak of, before the checkpoint of evaluate or generate is known: the
+// students of distill.students, and those that prefixes name.
+std::vector<RoleConfig> possible_roles(const std::vector<Setting>& settings, Command command) {
+  if (command == Command::distill) {
+    return make_roles(students_of(settings));
+  }
+  if (!reads_one_role(command)) {
+    return {RoleConfig{}};
+  }
+  std::set<std::string> names;
+  for (const Setting& setting : settings) {
+    if (const PrefixedKey parts = split_key(setting.key); parts.prefix.starts_with("student.")) {
+      names.insert(parts.prefix.substr(parts.prefix.find('.') + 1));
+    }
+  }
+  for (const std::string& name : split_list(students_of(settings))) {
+    names.insert(name);
+  }
+  return make_roles(fmt::format("{}", fmt::join(names, ",")));
+}
+
+// Leaves the role whose weights are read, where the configuration has it.
+void keep_one_role(RunConfig& config) {
+  const auto wanted = std::find_if(config.roles.begin(), config.roles.end(),
+                                   [&](const RoleConfig& role) { return role.name == config.source.role; });
+  RoleConfig kept = wanted == config.roles.end() ? config.roles.front() : *wanted;
+  config.roles.assign(1, std::move(kept));
 }
 
 std::vector<std::string> take_command_words(std::vector<std::string>& arguments) {
@@ -310,7 +374,11 @@ ParsedCommand parse_command_line(int argc, const char* const* argv) {
     parsed.settings = read_ini(reader.config_path());
   }
   parsed.settings.insert(parsed.settings.end(), reader.settings().begin(), reader.settings().end());
+  parsed.config.roles = possible_roles(parsed.settings, *parsed.command);
   apply_all(parsed.settings, parsed.config, false);
+  if (*parsed.command != Command::distill) {
+    keep_one_role(parsed.config);
+  }
   return parsed;
 }
 
@@ -318,8 +386,17 @@ RunConfig resolve_with_base(Command command, const std::vector<Setting>& base,
                             const std::vector<Setting>& settings) {
   RunConfig config;
   config.command = command;
+  if (describes_students(base)) {
+    config.roles = make_roles(students_of(base));
+  }
   apply_all(base, config, true);
   apply_all(settings, config, false);
+  const auto is_wanted = [&](const RoleConfig& role) { return role.name == config.source.role; };
+  if (std::none_of(config.roles.begin(), config.roles.end(), is_wanted)) {
+    throw base::ConfigError("--role={} (the checkpoint has {}) use one of these roles", config.source.role,
+                            role_list(config.roles));
+  }
+  keep_one_role(config);
   return config;
 }
 

@@ -5,31 +5,26 @@
 #include <algorithm>
 #include <array>
 #include <map>
+#include <optional>
 #include <string_view>
 
 #include "config/command_line.hpp"
 #include "config/ini.hpp"
 #include "config/key.hpp"
+#include "config/roles.hpp"
 
 namespace athanor::config {
 namespace {
 
-// "layers" of "teacher.model.layers" and of "model.layers": what the key table knows it by.
-const Key* find_unprefixed(const std::string& name) {
-  if (const Key* key = find_key(name)) {
-    return key;
-  }
-  const std::size_t dot = name.find('.');
-  return dot == std::string::npos ? nullptr : find_key(name.substr(dot + 1));
-}
-
 bool is_about_the_job(const Key& key) {
-  constexpr std::array<std::string_view, 7> names = {"run.dir",    "run.resume",     "run.allow_mismatch",
-                                                     "run.device", "data.tokenizer", "data.train",
-                                                     "ranks"};  // data: compared by content
+  constexpr std::array<std::string_view, 10> names = {
+      "run.dir",        "run.resume",         "run.allow_mismatch", "run.device",
+      "data.tokenizer", "data.train",         "data.valid",         // data: compared by content
+      "distill.window", "distill.deadline_s", "distill.students"};  // students: compared by role
   const std::string section = key.section();
-  return section == "train" || section == "checkpoint" || section == "bench" || section.empty() ||
-         key.name == "data.valid" || std::find(names.begin(), names.end(), key.name) != names.end();
+  const bool is_option = section.empty() && key.name != "frozen";
+  return section == "train" || section == "checkpoint" || section == "bench" || is_option ||
+         std::find(names.begin(), names.end(), key.name) != names.end();
 }
 
 bool changes_the_run(const Key& key) {
@@ -38,32 +33,71 @@ bool changes_the_run(const Key& key) {
       "moe.experts", "moe.top_k",           "moe.ffn",  "moe.shared_experts", "moe.groups", "moe.group_top_k",
       "moe.score",   "moe.normalize_top_k", "moe.every"};
   constexpr std::array<std::string_view, 3> data = {"run.seed", "batch.seq", "data.reset_attention"};
+  // A frozen teacher has no optimizer state; pairs of layers have learned projections.
+  constexpr std::array<std::string_view, 2> teaching = {"frozen", "distill.hidden_layers"};
   const auto is_in = [&](const auto& list) {
     return std::find(list.begin(), list.end(), key.name) != list.end();
   };
-  return (key.section() == "model" && !is_in(harmless)) || is_in(sparse) || is_in(data);
+  return (key.section() == "model" && !is_in(harmless)) || is_in(sparse) || is_in(data) || is_in(teaching);
 }
 
-std::map<std::string, std::string> to_map(const std::vector<Setting>& settings) {
-  std::map<std::string, std::string> values;
+using Values = std::map<std::string, std::string>;
+
+Values to_values(const std::vector<Setting>& settings) {
+  Values values;
   for (const Setting& setting : settings) {
     values[setting.key] = setting.value;
   }
   return values;
 }
 
+std::vector<RoleConfig> roles_of(const std::vector<Setting>& settings) {
+  return describes_students(settings) ? make_roles(students_of(settings)) : std::vector<RoleConfig>(1);
+}
+
+// What a text says of a key for one role: with the closest prefix. Nothing where it is silent.
+std::optional<std::string> value_of(const Values& values, const Key& key, const RoleConfig& role) {
+  const std::string of_students = role.kind == parallel::RoleKind::student ? "student." : "teacher.";
+  for (const std::string& name : {role.name + "." + key.name, of_students + key.name, key.name}) {
+    if (const auto found = values.find(name); found != values.end()) {
+      return found->second;
+    }
+  }
+  return std::nullopt;
+}
+
+std::string students_list(const std::vector<RoleConfig>& roles) {
+  return roles.size() == 1 ? "none" : role_list({roles.begin() + 1, roles.end()});
+}
+
 }  // namespace
 
 std::vector<Difference> compare_with_stored(const std::string& stored_ini, const RunConfig& current) {
-  const std::map<std::string, std::string> now = to_map(parse_ini(to_ini(current), "this configuration"));
+  const std::vector<Setting> stored = parse_ini(stored_ini, "the checkpoint's configuration");
+  const Values then = to_values(stored);
+  const Values now = to_values(parse_ini(to_ini(current), "this configuration"));
+  const std::vector<RoleConfig> stored_roles = roles_of(stored);
   std::vector<Difference> differences;
-  for (const Setting& setting : parse_ini(stored_ini, "the checkpoint's configuration")) {
-    const auto found = now.find(setting.key);
-    const Key* key = find_unprefixed(setting.key);
-    if (found == now.end() || key == nullptr || is_about_the_job(*key) || found->second == setting.value) {
+  if (const std::string was = students_list(stored_roles), is = students_list(current.roles); was != is) {
+    differences.push_back({"distill.students", was, is, true});
+  }
+  for (std::size_t i = 0; i < current.roles.size(); ++i) {
+    const RoleConfig& role = current.roles[i];
+    if (std::none_of(stored_roles.begin(), stored_roles.end(),
+                     [&](const RoleConfig& other) { return other.name == role.name; })) {
       continue;
     }
-    differences.push_back({setting.key, setting.value, found->second, changes_the_run(*key)});
+    for (const Key& key : all_keys()) {
+      if (is_about_the_job(key) || (i > 0 && !key.per_role)) {
+        continue;
+      }
+      const std::optional<std::string> was = value_of(then, key, role);
+      const std::optional<std::string> is = value_of(now, key, role);
+      if (was && is && *was != *is) {
+        const std::string name = i > 0 ? role.name + "." + key.name : key.name;
+        differences.push_back({name, *was, *is, changes_the_run(key)});
+      }
+    }
   }
   return differences;
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/error.hpp"
+#include "config/distill_plan.hpp"
 #include "config/validate.hpp"
 #include "config/value_text.hpp"
 #include "nn/vocab_parallel.hpp"
@@ -11,8 +12,10 @@
 namespace athanor::config {
 namespace {
 
-bool trains(const RunConfig& config) {
-  return config.command == Command::train || config.command == Command::bench_step;
+bool trains(const RunConfig& config, const RoleConfig& role) {
+  const bool is_training = config.command == Command::train || config.command == Command::distill ||
+                           config.command == Command::bench_step;
+  return is_training && !role.frozen;
 }
 
 std::int64_t compute_bytes(base::ComputeType type) {
@@ -73,6 +76,17 @@ std::string megabytes(std::int64_t bytes) {
   return fmt::format("{:.1f} MB", static_cast<double>(bytes) / 1e6);
 }
 
+std::string describe_link(const RunConfig& config, const RoleConfig& student) {
+  const SignalBytes bytes = signal_bytes(config, student);
+  const std::int64_t tokens = config.batch.global * config.batch.seq;
+  return fmt::format(
+      "signals: at most {} bytes a token = distribution {} + hidden states {} + attention {} + loss {}, and "
+      "{} "
+      "a step for the head; {} a step, window of {} steps\n",
+      bytes.per_token(), bytes.payload, bytes.hidden, bytes.attention, bytes.loss, megabytes(bytes.head),
+      megabytes(tokens * bytes.per_token() + bytes.head), config.distill.window);
+}
+
 }  // namespace
 
 RankParameters count_rank_parameters(const model::TransformerConfig& config,
@@ -107,7 +121,7 @@ MemoryEstimate estimate_memory(const RunConfig& config, const RoleConfig& role,
   const std::int64_t accumulator = accumulation_bytes(role.precision.compute);
   MemoryEstimate bytes;
   bytes.parameters = count.total() * element;
-  if (trains(config)) {
+  if (trains(config, role)) {
     bytes.gradients = count.total() * accumulator;
     std::int64_t owned = count.total();
     if (role.optim.zero == 1) {
@@ -128,9 +142,10 @@ MemoryEstimate estimate_memory(const RunConfig& config, const RoleConfig& role,
   const std::int64_t rows = config.command == Command::generate ? 1 : resolve_micro_batch(config, role, dims);
   const std::int64_t tokens =
       rows * (config.command == Command::generate ? role.model.max_seq : config.batch.seq);
-  bytes.activations += activation_elements(role.model, tokens, dims.tp, trains(config)) * element;
+  bytes.activations += activation_elements(role.model, tokens, dims.tp, trains(config, role)) * element;
   const std::int64_t chunk = std::min<std::int64_t>(nn::CrossEntropyOptions{}.chunk_tokens, tokens);
   bytes.logits = 2 * chunk * share(role.model.vocab_size, dims.tp) * accumulator;
+  bytes.link = link_memory(config, role, dims);
   return bytes;
 }
 
@@ -138,12 +153,13 @@ std::string describe_plan(const RunConfig& config, const RoleConfig& role,
                           const parallel::ParallelDims& dims) {
   const model::ParameterCount count = model::count_parameters(role.model);
   const MemoryEstimate bytes = estimate_memory(config, role, dims);
-  std::string text = fmt::format("{}: {} ranks = dp {} x tp {}, ep {} (expert-data {})\n", role.name,
-                                 dims.num_ranks(), dims.dp, dims.tp, dims.ep, dims.num_ranks() / dims.ep);
+  std::string text =
+      fmt::format("{}: {} ranks = dp {} x tp {}, ep {} (expert-data {}){}\n", role.name, dims.num_ranks(),
+                  dims.dp, dims.tp, dims.ep, dims.num_ranks() / dims.ep, role.frozen ? ", frozen" : "");
   text += fmt::format("parameters: {:.2f} M total, {:.2f} M active for a token, {:.2f} M on a rank\n",
                       static_cast<double>(count.total) / 1e6, static_cast<double>(count.active) / 1e6,
                       static_cast<double>(count_rank_parameters(role.model, dims).total()) / 1e6);
-  if (trains(config)) {
+  if (trains(config, role) || role.frozen) {
     const std::int64_t micro = resolve_micro_batch(config, role, dims);
     text +=
         fmt::format("batch: {} sequences of {} tokens a step; a replica takes {} in micro-batches of {}\n",
@@ -156,10 +172,13 @@ std::string describe_plan(const RunConfig& config, const RoleConfig& role,
   }
   text += fmt::format(
       "memory of a rank (estimated): {} = parameters {} + gradients {} + optimizer {} + activations {} + "
-      "logits {} + program {}\n",
+      "logits {} + program {}{}\n",
       megabytes(bytes.total()), megabytes(bytes.parameters), megabytes(bytes.gradients),
       megabytes(bytes.optimizer), megabytes(bytes.activations), megabytes(bytes.logits),
-      megabytes(bytes.program));
+      megabytes(bytes.program), bytes.link > 0 ? " + signals " + megabytes(bytes.link) : "");
+  if (config.command == Command::distill && role.kind == parallel::RoleKind::student) {
+    text += describe_link(config, role);
+  }
   return text;
 }
 

@@ -29,14 +29,18 @@ struct MemoryEstimate {
   std::int64_t activations = 0;
   std::int64_t logits = 0;             ///< the chunk of logits that exists at one time
   std::int64_t program = 130'000'000;  ///< program and libraries before the first tensor
-  std::int64_t total() const { return parameters + gradients + optimizer + activations + logits + program; }
+  std::int64_t link = 0;               ///< distill: the window of signals
+  std::int64_t total() const {
+    return parameters + gradients + optimizer + activations + logits + program + link;
+  }
 };
 /// Of a role of `config` on `dims`; gradients and optimizer state only for commands that train.
 /// `role.model.vocab_size` must be resolved.
 MemoryEstimate estimate_memory(const RunConfig& config, const RoleConfig& role,
                                const parallel::ParallelDims& dims);
 
-/// Several lines for people: ranks and grid, parameters total and active, bytes per rank.
+/// Several lines for people: ranks and grid, parameters total and active, bytes per rank, and of a student
+/// what its signals take on the wire.
 std::string describe_plan(const RunConfig& config, const RoleConfig& role,
                           const parallel::ParallelDims& dims);
 

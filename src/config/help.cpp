@@ -25,6 +25,9 @@ CommandText command_text(Command command) {
     case Command::train:
       return {"mpirun -np N athanor train --config=run.ini [--section.key=value ...]",
               "Pretrains the teacher."};
+    case Command::distill:
+      return {"mpirun -np N athanor distill --config=run.ini [--teacher.ranks=2 --student.ranks=2 ...]",
+              "Teacher and students in one job: students learn from the teacher while it trains."};
     case Command::evaluate:
       return {"mpirun -np N athanor evaluate --checkpoint=RUN --data.valid=FILES",
               "Loss and perplexity of a checkpoint on token files, per domain."};
@@ -142,8 +145,12 @@ constexpr std::string_view documentation_head =
     "Keys marked † belong to a role. With the role's name before them they are set for that role alone and "
     "win over the\n"
     "unprefixed key wherever either is written: `--teacher.model.layers=8`, or `[teacher.model]` and `layers "
-    "= 8`. This\n"
-    "version has the one role `teacher`.\n"
+    "= 8`. The\n"
+    "roles of `distill` are `teacher` and `student`; with `distill.students=a,b` there are several students, "
+    "`student.a`\n"
+    "and `student.b`, and `student.` sets a key for all of them. Other commands have the one role `teacher`; "
+    "`evaluate`,\n"
+    "`generate` and `checkpoint export` read the role that `--role` names.\n"
     "\n"
     "`evaluate` and `generate` take `model.*`, `moe.*`, `data.*`, `batch.global`, `batch.seq` and "
     "`precision.compute`\n"
@@ -163,7 +170,8 @@ std::string command_list() {
 }
 
 std::string general_help() {
-  std::string text = fmt::format("athanor {}: pretrains sparse language models on many ranks\n\n", version);
+  std::string text =
+      fmt::format("athanor {}: pretrains and distils sparse language models on many ranks\n\n", version);
   text += "Usage: athanor <command> [--config=run.ini] [--section.key=value ...]\n\nCommands:\n";
   for (const Command command : all_commands) {
     text += fmt::format("  {:<12}{}\n", command_name(command), command_text(command).does);

@@ -12,6 +12,8 @@ std::string_view command_name(Command command) {
       return "tokenize";
     case Command::train:
       return "train";
+    case Command::distill:
+      return "distill";
     case Command::evaluate:
       return "evaluate";
     case Command::generate:

@@ -1,5 +1,6 @@
 // The one table of keys: from it come the options, --help, --print-config, docs/configuration.md and the
 // suggestions for mistyped names. Defaults are those of the structs.
+#include <map>
 #include <type_traits>
 #include <utility>
 
@@ -63,6 +64,9 @@ class KeyGroup {
     } else if constexpr (std::is_same_v<Value, std::vector<moe::BalanceKind>>) {
       key.type = "none or list of";
       key.legal = legal_words<moe::BalanceKind>();
+    } else if constexpr (std::is_same_v<Value, std::map<std::string, double>>) {
+      key.type = "list of name:number";
+      key.legal = about.range.text();
     } else if constexpr (std::is_integral_v<Value>) {
       key.type = "integer";
       key.legal = about.range.text();
@@ -91,7 +95,8 @@ class KeyGroup {
   }
 
 const CommandSet uses_weights = commands({Command::evaluate, Command::generate});
-const CommandSet builds_model = commands({Command::train, Command::bench_step, Command::bench_checkpoint});
+const CommandSet trains = commands({Command::train, Command::distill});
+const CommandSet builds_model = trains | commands({Command::bench_step, Command::bench_checkpoint});
 const CommandSet converts = commands(
     {Command::checkpoint_list, Command::checkpoint_verify, Command::checkpoint_show, Command::checkpoint_diff,
      Command::checkpoint_merge, Command::checkpoint_export, Command::checkpoint_import});
@@ -132,14 +137,23 @@ void add_command_keys(std::vector<Key>& keys) {
   KeyGroup(keys, "", runs_model)
       .per_role()
       .add("ranks", ROLE(ranks),
-           {"Ranks of the role; 0: all of the job. With --dry-run in one process: plan for that many.",
+           {"Ranks of the role; 0: all of the job that no other role has. With --dry-run in one process: "
+            "plan for "
+            "that many.",
             "ranks", at_least(0)});
+  KeyGroup(keys, "", commands({Command::distill}))
+      .per_role()
+      .add("init", ROLE(init),
+           {"Checkpoint folder, run, or checkpoints folder (its newest whole one) whose weights the role "
+            "starts "
+            "from; empty: random weights."})
+      .add("frozen", ROLE(frozen), {"The role's weights stay as they are; of a teacher only."});
 }
 
 void add_run_keys(std::vector<Key>& keys) {
-  KeyGroup(keys, "run", commands({Command::train, Command::bench_checkpoint}))
+  KeyGroup(keys, "run", trains | commands({Command::bench_checkpoint}))
       .add("dir", RUN(run.dir), {"Folder of the run: configuration, log, metrics and checkpoints."});
-  KeyGroup(keys, "run", commands({Command::train}))
+  KeyGroup(keys, "run", trains)
       .add("resume", RUN(run.resume),
            {"auto: go on from the newest whole checkpoint of the run, start afresh when it has none; never: "
             "start afresh, refused when it has some; or the path of a checkpoint."})
@@ -226,19 +240,19 @@ void add_layout_keys(std::vector<Key>& keys) {
 }
 
 void add_data_keys(std::vector<Key>& keys) {
-  KeyGroup(keys, "data", commands({Command::train}))
+  KeyGroup(keys, "data", trains)
       .from_checkpoint()
       .add("train", RUN(data.train),
            {"Token files to train on: a comma-separated list of path[:weight[:domain]], paths without .bin "
             "and .idx."});
-  KeyGroup(keys, "data", commands({Command::train, Command::evaluate}))
+  KeyGroup(keys, "data", trains | commands({Command::evaluate}))
       .from_checkpoint()
       .add("valid", RUN(data.valid), {"Held-out token files, as data.train; empty in train: no evaluation."});
   KeyGroup(keys, "data", runs_model)
       .from_checkpoint()
       .add("tokenizer", RUN(data.tokenizer),
            {"Tokenizer model file: gives model.vocab_size when that is 0, and the text in generate."});
-  KeyGroup(keys, "data", commands({Command::train, Command::evaluate}))
+  KeyGroup(keys, "data", trains | commands({Command::evaluate}))
       .from_checkpoint()
       .add("reset_attention", RUN(data.reset_attention),
            {"Documents packed into one sequence do not see each other."});
@@ -297,18 +311,18 @@ void add_precision_keys(std::vector<Key>& keys) {
 }
 
 void add_train_keys(std::vector<Key>& keys) {
-  KeyGroup(keys, "train", commands({Command::train}))
+  KeyGroup(keys, "train", trains)
       .add("steps", RUN(train.steps), {"Optimizer steps.", "steps", at_least(1)})
       .add("log_every", RUN(train.log_every), {"A progress line every so many steps.", "steps", at_least(1)})
       .add("eval_every", RUN(train.eval_every),
            {"Evaluation on data.valid every so many steps; 0: only at the end.", "steps", at_least(0)});
-  KeyGroup(keys, "train", commands({Command::train, Command::evaluate}))
+  KeyGroup(keys, "train", trains | commands({Command::evaluate}))
       .add("eval_batches", RUN(train.eval_batches),
            {"Batches per domain of one evaluation; 0: all.", "batches", at_least(0)});
 }
 
 void add_checkpoint_keys(std::vector<Key>& keys) {
-  KeyGroup(keys, "checkpoint", commands({Command::train}))
+  KeyGroup(keys, "checkpoint", trains)
       .add("every", RUN(checkpoint.every),
            {"A checkpoint every so many steps, and at the end; 0: only at the end.", "steps", at_least(0)})
       .add("keep", RUN(checkpoint.keep), {"Newest checkpoints that stay.", "checkpoints", at_least(1)})
@@ -320,6 +334,85 @@ void add_checkpoint_keys(std::vector<Key>& keys) {
       .add("on_error", RUN(checkpoint.on_error),
            {"When a checkpoint cannot be written: try again after the next step (exit code 74 after three "
             "failures in a row), or stop with exit code 74."});
+}
+
+void add_teaching_keys(std::vector<Key>& keys) {
+  KeyGroup(keys, "distill", commands({Command::distill}))
+      .add("students", RUN(distill.students),
+           {"Names of several students, comma-separated: the keys of student a begin with student.a., those "
+            "of "
+            "all with student.; empty: one student."})
+      .add("window", RUN(distill.window),
+           {"Steps that a teacher may be ahead of a student; both keep the signals of so many.", "steps",
+            at_least(1)})
+      .add(
+          "phases", RUN(distill.phases),
+          {"Stages of the run: three_stage (feature_alignment:0.2,soft_label:0.5,joint:0.3), kl_hidden_task "
+           "(the teacher's distribution 0.4, with hidden states 0.3, with labels 0.3), joint (one stage with "
+           "everything), or a list of kind:fraction of feature_alignment (hidden states and attention), "
+           "soft_label (labels and distribution) and joint (all; after feature_alignment with a tenth of the "
+           "feature weights)."})
+      .add("alpha_schedule", RUN(distill.alpha.kind),
+           {"How alpha goes from distill.alpha to distill.alpha_end over each stage; constant: it does not."})
+      .add("alpha", RUN(distill.alpha.first),
+           {"Share of the teacher's distribution in the loss; labels have the rest.", "", between(0, 1)})
+      .add("alpha_end", RUN(distill.alpha.last), {"The share at the end of a stage.", "", between(0, 1)})
+      .add("temperature", RUN(distill.temperature.first),
+           {"Divides the logits of both; at the start of each stage.", "", above(0)})
+      .add("temperature_step", RUN(distill.temperature.step_change),
+           {"Added to the temperature after each period; 0: it is constant."})
+      .add("temperature_min", RUN(distill.temperature.minimum),
+           {"The temperature does not go below.", "", above(0)})
+      .add("temperature_period", RUN(distill.temperature.period_steps),
+           {"Steps between two changes of the temperature; 0: as many as take each stage down to "
+            "distill.temperature_min in equal parts.",
+            "steps", at_least(0)})
+      .add("temperature_by_domain", RUN(distill.temperature.by_domain),
+           {"Constant temperatures of domains of data.train, in place of the schedule.", "", above(0)})
+      .add("codec", RUN(distill.codec.kind),
+           {"How the teacher's distribution travels: all logits, the largest with the mass of the others, "
+            "random "
+            "draws, or its last hidden state with its output head."})
+      .add("top_k", RUN(distill.codec.top_k), {"Logits of a token that topk keeps.", "tokens", at_least(1)})
+      .add("samples", RUN(distill.codec.samples), {"Draws of a token in sampled.", "draws", between(1, 255)})
+      .add("loss", RUN(distill.kd.loss),
+           {"Divergence of the student's distribution from the teacher's; topk and sampled serve forward_kl "
+            "only."})
+      .add("skew", RUN(distill.kd.skew),
+           {"Share of the other distribution that skew_kl and skew_reverse_kl mix in.", "", below(0, 1)})
+      .add("beta", RUN(distill.kd.beta),
+           {"Share of the teacher in the mixture of jsd; 0 is forward_kl, 1 reverse_kl.", "", between(0, 1)})
+      .add("hidden_layers", RUN(distill.hidden_layers),
+           {"Layers whose hidden states are compared: a number of pairs at equal depths, the last layers "
+            "included, or a list of student:teacher[:weight], counted from 0; 0: none."})
+      .add("hidden_loss", RUN(distill.hidden.kind), {"Distance of hidden states."})
+      .add("hidden_weight", RUN(distill.hidden_weight),
+           {"Weight of the hidden states in the loss.", "", at_least(0)})
+      .add("hidden_gradient_scale", RUN(distill.hidden.gradient_scale),
+           {"Factor of the hidden states' gradient into the student (their projections get all of it).", "",
+            at_least(0)})
+      .add("hidden_wire", RUN(distill.hidden_wire),
+           {"Number format of hidden states, queries and keys on the wire; fp8 in the teacher's "
+            "precision.fp8_format."})
+      .add("attention_layers", RUN(distill.attention_layers),
+           {"Layers whose attention maps are compared, as distill.hidden_layers."})
+      .add("attention_weight", RUN(distill.attention_weight),
+           {"Weight of the attention maps in the loss.", "", at_least(0)})
+      .add("attention_loss", RUN(distill.attention_loss), {"Distance of attention maps."})
+      .add("maturity_gate", RUN(distill.maturity_gate),
+           {"Multiplies alpha by (the student's loss - the teacher's loss) / distill.maturity_margin, at "
+            "least 0 "
+            "and at most 1."})
+      .add("maturity_margin", RUN(distill.maturity.margin),
+           {"Lead of the teacher from which it counts fully.", "nats", above(0)})
+      .add("gap_fraction", RUN(distill.gap_fraction),
+           {"Share of the tokens on which the codec's divergence is compared with the full one; 0: none.", "",
+            between(0, 1)})
+      .add("deadline_s", RUN(distill.deadline_s),
+           {"Longest wait of teacher and student for each other.", "seconds", above(0)})
+      .add("on_teacher_loss", RUN(distill.on_teacher_loss),
+           {"When the teacher is lost or late beyond the deadline: stop with a checkpoint (exit code 75), or "
+            "continue with labels alone, counted."});
 }
 
 void add_tool_keys(std::vector<Key>& keys) {
@@ -381,6 +474,7 @@ std::vector<Key> make_keys() {
   add_precision_keys(keys);
   add_train_keys(keys);
   add_checkpoint_keys(keys);
+  add_teaching_keys(keys);
   add_tool_keys(keys);
   return keys;
 }
@@ -400,6 +494,7 @@ const std::vector<Section>& all_sections() {
       {"precision", "Number formats"},
       {"train", "The training loop"},
       {"checkpoint", "Saving the run"},
+      {"distill", "From teacher to students"},
       {"generate", "Text generation"},
       {"tokenize", "From text to token files"},
       {"bench", "Measurements"},

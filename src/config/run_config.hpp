@@ -9,6 +9,13 @@
 
 #include "base/precision.hpp"
 #include "data/tokenize.hpp"
+#include "distill/attention_loss.hpp"
+#include "distill/codec.hpp"
+#include "distill/gates.hpp"
+#include "distill/hidden_loss.hpp"
+#include "distill/kd_options.hpp"
+#include "distill/phase.hpp"
+#include "distill/schedules.hpp"
 #include "model/transformer_config.hpp"
 #include "optim/optim_options.hpp"
 #include "parallel/process_grid.hpp"
@@ -22,6 +29,7 @@ inline constexpr std::string_view version = "0.1.0";
 enum class Command {
   tokenize,
   train,
+  distill,
   evaluate,
   generate,
   bench_step,
@@ -35,14 +43,14 @@ enum class Command {
   checkpoint_import
 };
 
-inline constexpr std::array<Command, 13> all_commands = {
-    Command::tokenize,         Command::train,
-    Command::evaluate,         Command::generate,
-    Command::bench_step,       Command::bench_checkpoint,
-    Command::checkpoint_list,  Command::checkpoint_verify,
-    Command::checkpoint_show,  Command::checkpoint_diff,
-    Command::checkpoint_merge, Command::checkpoint_export,
-    Command::checkpoint_import};
+inline constexpr std::array<Command, 14> all_commands = {
+    Command::tokenize,          Command::train,
+    Command::distill,           Command::evaluate,
+    Command::generate,          Command::bench_step,
+    Command::bench_checkpoint,  Command::checkpoint_list,
+    Command::checkpoint_verify, Command::checkpoint_show,
+    Command::checkpoint_diff,   Command::checkpoint_merge,
+    Command::checkpoint_export, Command::checkpoint_import};
 /// The words on the command line: "train", "bench step".
 std::string_view command_name(Command command);
 
@@ -51,6 +59,7 @@ bool converts_checkpoints(Command command);
 
 enum class DeviceKind { cpu, cuda };
 enum class OnSaveError { retry, stop };
+enum class OnTeacherLoss { stop, continue_alone };
 enum class ExchangeFormat { hf };
 enum class ExchangeType { stored, f32, bf16 };
 
@@ -71,6 +80,29 @@ struct CheckpointSection {
   bool async = true;
   std::string dir;  ///< empty: <run.dir>/checkpoints
   OnSaveError on_error = OnSaveError::retry;
+};
+
+/// `distill.*`; what it means for the layers and steps of a run: distill_plan.hpp.
+struct DistillSection {
+  std::string students;  ///< list of names; empty: one student, whose role is called student
+  std::int64_t window = 2;
+  std::string phases = "three_stage";        ///< a preset, or a list of kind:fraction
+  distill::AlphaSchedule alpha;              ///< alpha_schedule, alpha, alpha_end
+  distill::TemperatureSchedule temperature;  ///< as written: a period of 0 spreads the steps over a phase
+  distill::CodecOptions codec;               ///< codec, top_k, samples
+  distill::KdOptions kd;                     ///< loss, skew, beta
+  std::string hidden_layers = "1";           ///< a count, or a list of student:teacher[:weight]; 0: none
+  distill::HiddenOptions hidden;             ///< hidden_loss, hidden_gradient_scale
+  double hidden_weight = distill::FeatureMix{}.hidden;
+  base::WireType hidden_wire = base::WireType::full;  ///< of hidden states, queries and keys
+  std::string attention_layers = "0";                 ///< as hidden_layers
+  distill::AttentionLossKind attention_loss = distill::AttentionLossOptions{}.kind;
+  double attention_weight = distill::FeatureMix{}.attention;
+  bool maturity_gate = false;
+  distill::MaturityOptions maturity;  ///< maturity_margin
+  double gap_fraction = 0.01;         ///< of the tokens; 0: the codec's gap is not measured
+  double deadline_s = 300.0;          ///< longest wait for the other side of the link
+  OnTeacherLoss on_teacher_loss = OnTeacherLoss::stop;
 };
 
 /// `from`, `to`, `format`, `dtype`: what the checkpoint commands read and write.
@@ -155,7 +187,9 @@ struct SourceSection {
 struct RoleConfig {
   std::string name = "teacher";
   parallel::RoleKind kind = parallel::RoleKind::teacher;
-  int ranks = 0;  ///< 0: all ranks of the job
+  int ranks = 0;     ///< 0: all ranks of the job that no other role has
+  std::string init;  ///< a checkpoint, run or checkpoints folder whose weights it starts from; empty: random
+  bool frozen = false;  ///< teacher only: it does not train
   model::TransformerConfig model;
   ParallelSection parallel;
   optim::OptimOptions optim;
@@ -170,11 +204,14 @@ struct RunConfig {
   BatchSection batch;
   TrainSection train;
   CheckpointSection checkpoint;
+  DistillSection distill;
   ExchangeSection exchange;
   GenerateSection generate;
   BenchSection bench;
   TokenizeSection tokenize;
   SourceSection source;
+  /// distill: the teacher, then the students. Other commands: one role, the teacher, or for evaluate and
+  /// generate the one they read.
   std::vector<RoleConfig> roles = {RoleConfig{}};
 };
 

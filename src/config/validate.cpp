@@ -5,8 +5,10 @@
 #include <utility>
 
 #include "base/error.hpp"
+#include "config/distill_plan.hpp"
 #include "config/ini.hpp"
 #include "config/key.hpp"
+#include "config/roles.hpp"
 #include "config/value_text.hpp"
 #include "data/dataset.hpp"
 
@@ -19,8 +21,13 @@ bool uses_checkpoint(Command command) {
   return command == Command::evaluate || command == Command::generate;
 }
 
+// Has steps, data and checkpoints of its own.
+bool is_run(Command command) {
+  return command == Command::train || command == Command::distill;
+}
+
 bool trains(Command command) {
-  return command == Command::train || command == Command::bench_step || command == Command::bench_checkpoint;
+  return is_run(command) || command == Command::bench_step || command == Command::bench_checkpoint;
 }
 
 // Each value by itself: what the key table says. Values set by code pass through the same checks as text.
@@ -32,7 +39,9 @@ void check_values(const RunConfig& config) {
       try {
         key.set(copy, copy.roles[i], text);
       } catch (const BadValue& bad) {
-        throw ConfigError("{}={} {}", key.name, text, bad.what());
+        const bool is_prefixed = i > 0 && key.per_role;
+        throw ConfigError("{}{}={} {}", is_prefixed ? config.roles[i].name + "." : "", key.name, text,
+                          bad.what());
       }
     }
   }
@@ -152,7 +161,7 @@ void check_optimizer(const RoleConfig& role, const RunConfig& config) {
   if (optim.min_lr > optim.lr) {
     throw ConfigError("optim.min_lr={} (it is above optim.lr={}) use at most that", optim.min_lr, optim.lr);
   }
-  if (config.command == Command::train && optim.warmup_steps > config.train.steps) {
+  if (is_run(config.command) && optim.warmup_steps > config.train.steps) {
     throw ConfigError("optim.warmup_steps={} (train.steps={}: the warm-up would not end) use at most that",
                       optim.warmup_steps, config.train.steps);
   }
@@ -191,12 +200,12 @@ void check_vocabulary(const RunConfig& config, const RoleConfig& role) {
 void check_data(const RunConfig& config) {
   const std::vector<data::SourceSpec> train = data::parse_sources(config.data.train);
   const std::vector<data::SourceSpec> valid = data::parse_sources(config.data.valid);
-  if (config.command == Command::train && train.empty()) {
+  if (is_run(config.command) && train.empty()) {
     throw ConfigError(
         "data.train is empty (there is nothing to train on) name token files, as athanor tokenize "
         "writes them");
   }
-  if (config.command == Command::train && config.train.eval_every > 0 && valid.empty()) {
+  if (is_run(config.command) && config.train.eval_every > 0 && valid.empty()) {
     throw ConfigError(
         "train.eval_every={} (data.valid is empty: there is nothing to evaluate on) set data.valid, or "
         "train.eval_every=0",
@@ -207,11 +216,11 @@ void check_data(const RunConfig& config) {
   }
 }
 
-void check_role(const RunConfig& config, const RoleConfig& role, int world_size) {
+void check_role(const RunConfig& config, const RoleConfig& role, int ranks) {
   check_attention(role.model);
   check_experts(role.model, config.command);
   check_precision(role);
-  const parallel::ParallelDims dims = resolve_dims(role, world_size);
+  const parallel::ParallelDims dims = resolve_dims(role, ranks);
   check_model_layout(role, dims);
   check_vocabulary(config, role);
   if (trains(config.command)) {
@@ -219,6 +228,21 @@ void check_role(const RunConfig& config, const RoleConfig& role, int world_size)
   }
   if (config.command != Command::generate) {
     check_batch(config, role, dims);
+  }
+}
+
+void check_roles(const RunConfig& config, int world_size) {
+  const std::vector<int> ranks = resolve_ranks(config, world_size);
+  for (std::size_t i = 0; i < config.roles.size(); ++i) {
+    if (config.roles.size() == 1) {
+      check_role(config, config.roles[i], ranks[i]);
+      continue;
+    }
+    try {
+      check_role(config, config.roles[i], ranks[i]);
+    } catch (const ConfigError& error) {  // say whose value it is
+      throw ConfigError("{}: {}", config.roles[i].name, error.what());
+    }
   }
 }
 
@@ -265,7 +289,7 @@ void check_checkpoint(const RunConfig& config) {
     }
   }
   for (const std::string& name : split_list(config.run.allow_mismatch)) {
-    if (find_key(name) == nullptr) {
+    if (split_key(name).key == nullptr) {
       throw ConfigError("run.allow_mismatch={} (there is no key {}) give a comma-separated list of keys",
                         config.run.allow_mismatch, name);
     }
@@ -278,18 +302,17 @@ void check_source(const RunConfig& config) {
                       command_name(config.command));
   }
   if (config.source.role != config.roles[0].name) {
-    throw ConfigError("--role={} (the checkpoint has the role {} only) leave it out", config.source.role,
-                      config.roles[0].name);
+    throw ConfigError("--role={} (the checkpoint has {}) use one of these roles", config.source.role,
+                      role_list(config.roles));
   }
 }
 
 }  // namespace
 
-parallel::ParallelDims resolve_dims(const RoleConfig& role, int world_size) {
-  const int ranks = role.ranks > 0 ? role.ranks : world_size;
-  if (ranks != world_size) {
+parallel::ParallelDims resolve_dims(const RoleConfig& role, int ranks) {
+  if (role.ranks > 0 && role.ranks != ranks) {
     throw ConfigError("{}.ranks={} (the job has {} ranks) start it with that many, or leave the key out",
-                      role.name, ranks, world_size);
+                      role.name, role.ranks, ranks);
   }
   const auto& [tp, ep] = role.parallel;
   if (ranks % tp != 0) {
@@ -326,12 +349,13 @@ void validate(const RunConfig& config, int world_size) {
   if (uses_checkpoint(config.command)) {
     check_source(config);
   }
-  if (config.command == Command::train) {
+  if (is_run(config.command)) {
     check_checkpoint(config);
   }
   check_data(config);
-  for (const RoleConfig& role : config.roles) {
-    check_role(config, role, world_size);
+  check_roles(config, world_size);
+  if (config.command == Command::distill) {
+    validate_distill(config);
   }
 }
 

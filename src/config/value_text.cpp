@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "config/ini.hpp"
+
 namespace athanor::config {
 
 std::string in_range(const Range& range) {
@@ -65,6 +67,32 @@ void from_text(const std::string& text, const Range& range, std::vector<moe::Bal
     first = comma + 1;
   }
   kinds = std::move(parsed);
+}
+
+std::string to_text(const std::map<std::string, double>& numbers) {
+  std::string list;
+  for (const auto& [name, number] : numbers) {
+    list += fmt::format("{}{}:{}", list.empty() ? "" : ",", name, number);
+  }
+  return list;
+}
+
+void from_text(const std::string& text, const Range& range, std::map<std::string, double>& numbers) {
+  std::map<std::string, double> parsed;
+  for (const std::string& item : split_list(text)) {
+    const std::size_t colon = item.rfind(':');
+    double number = 0.0;
+    try {
+      from_text(colon == std::string::npos ? "" : item.substr(colon + 1), range, number);
+    } catch (const BadValue&) {
+      throw BadValue(fmt::format("('{}' is not name:number) give a comma-separated list of name:number{}",
+                                 item, in_range(range)));
+    }
+    if (!parsed.emplace(item.substr(0, colon), number).second) {
+      throw BadValue(fmt::format("('{}' is there twice) name each once", item.substr(0, colon)));
+    }
+  }
+  numbers = std::move(parsed);
 }
 
 }  // namespace athanor::config

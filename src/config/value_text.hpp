@@ -8,6 +8,7 @@
 #include <cmath>
 #include <concepts>
 #include <cstdint>
+#include <map>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -99,6 +100,50 @@ struct EnumWords<optim::ScheduleKind> {
        {"cosine", optim::ScheduleKind::cosine},
        {"wsd", optim::ScheduleKind::wsd}}};
 };
+template <>
+struct EnumWords<OnTeacherLoss> {
+  static constexpr std::array<std::pair<std::string_view, OnTeacherLoss>, 2> words{
+      {{"stop", OnTeacherLoss::stop}, {"continue", OnTeacherLoss::continue_alone}}};
+};
+template <>
+struct EnumWords<distill::AlphaKind> {
+  static constexpr std::array<std::pair<std::string_view, distill::AlphaKind>, 4> words{
+      {{"constant", distill::AlphaKind::constant},
+       {"linear", distill::AlphaKind::linear},
+       {"cosine", distill::AlphaKind::cosine},
+       {"wsd", distill::AlphaKind::wsd}}};
+};
+template <>
+struct EnumWords<distill::PayloadKind> {
+  static constexpr std::array<std::pair<std::string_view, distill::PayloadKind>, 4> words{
+      {{"full", distill::PayloadKind::full},
+       {"topk", distill::PayloadKind::topk},
+       {"sampled", distill::PayloadKind::sampled},
+       {"hidden", distill::PayloadKind::hidden}}};
+};
+template <>
+struct EnumWords<distill::KdLoss> {
+  static constexpr std::array<std::pair<std::string_view, distill::KdLoss>, 6> words{
+      {{"forward_kl", distill::KdLoss::forward_kl},
+       {"reverse_kl", distill::KdLoss::reverse_kl},
+       {"skew_kl", distill::KdLoss::skew_kl},
+       {"skew_reverse_kl", distill::KdLoss::skew_reverse_kl},
+       {"jsd", distill::KdLoss::jsd},
+       {"logit_mse", distill::KdLoss::logit_mse}}};
+};
+template <>
+struct EnumWords<distill::HiddenLossKind> {
+  static constexpr std::array<std::pair<std::string_view, distill::HiddenLossKind>, 4> words{
+      {{"mse", distill::HiddenLossKind::mse},
+       {"relative", distill::HiddenLossKind::relative},
+       {"cosine", distill::HiddenLossKind::cosine},
+       {"normalized", distill::HiddenLossKind::normalized}}};
+};
+template <>
+struct EnumWords<distill::AttentionLossKind> {
+  static constexpr std::array<std::pair<std::string_view, distill::AttentionLossKind>, 2> words{
+      {{"kl", distill::AttentionLossKind::kl}, {"mse", distill::AttentionLossKind::mse}}};
+};
 
 /// " >= 1" to put after "give a number"; "" when everything is legal.
 std::string in_range(const Range& range);
@@ -134,6 +179,8 @@ requires(std::integral<Number> || std::floating_point<Number>) std::string to_te
   return fmt::format("{}", value);
 }
 std::string to_text(const std::vector<moe::BalanceKind>& kinds);
+/// "prose:2.5,code:1.5".
+std::string to_text(const std::map<std::string, double>& numbers);
 
 template <typename Enum>
 requires std::is_enum_v<Enum>
@@ -150,6 +197,7 @@ void from_text(const std::string& text, const Range& range, bool& value);
 void from_text(const std::string& text, const Range& range, std::string& value);
 void from_text(const std::string& text, const Range& range, double& value);
 void from_text(const std::string& text, const Range& range, std::vector<moe::BalanceKind>& kinds);
+void from_text(const std::string& text, const Range& range, std::map<std::string, double>& numbers);
 
 template <std::integral Number>
 void from_text(const std::string& text, const Range& range, Number& value) {

@@ -24,7 +24,13 @@ class RecomputeFunction : public torch::autograd::Function<RecomputeFunction> {
     context->saved_data["block"] = c10::IValue::make_capsule(holder);
     BlockOutput out = holder->block(x, Pass::first);
     context->saved_data["has_aux"] = out.aux.defined();
-    return {out.y_BsD, out.aux.defined() ? out.aux : at::zeros({}, x.options().requires_grad(false))};
+    torch::autograd::variable_list outputs{
+        out.y_BsD, out.aux.defined() ? out.aux : at::zeros({}, x.options().requires_grad(false))};
+    if (out.attention.q_BSHC.defined()) {
+      outputs.push_back(out.attention.q_BSHC);
+      outputs.push_back(out.attention.k_BSGC);
+    }
+    return outputs;
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
@@ -40,6 +46,10 @@ class RecomputeFunction : public torch::autograd::Function<RecomputeFunction> {
       roots.push_back(out.aux);
       seeds.push_back(gradients[1]);
     }
+    if (out.attention.q_BSHC.defined()) {
+      roots.insert(roots.end(), {out.attention.q_BSHC, out.attention.k_BSGC});
+      seeds.insert(seeds.end(), {gradients[2], gradients[3]});
+    }
     torch::autograd::backward(roots, seeds);
     return {x.grad(), at::Tensor()};
   }
@@ -49,7 +59,7 @@ class RecomputeFunction : public torch::autograd::Function<RecomputeFunction> {
 
 BlockOutput recompute_block(const at::Tensor& x_BsD, const RecomputableBlock& block) {
   auto out = RecomputeFunction::apply(x_BsD, c10::make_intrusive<BlockHolder>(block));
-  return {out[0], out[1]};
+  return {out[0], out[1], out.size() > 2 ? nn::QueriesKeys{out[2], out[3]} : nn::QueriesKeys{}};
 }
 
 }  // namespace athanor::model

@@ -5,12 +5,15 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "nn/attention.hpp"
+
 namespace athanor::model {
 
-/// What a recomputable block returns; aux may be undefined.
+/// What a recomputable block returns; aux may be undefined, and so may queries and keys (both or neither).
 struct BlockOutput {
   at::Tensor y_BsD;
-  at::Tensor aux;
+  at::Tensor aux{};
+  nn::QueriesKeys attention{};
 };
 
 /// Whether a pass of the block is the one that counts (statistics) or its repetition in backward.
@@ -19,8 +22,8 @@ enum class Pass { first, repeated };
 using RecomputableBlock = std::function<BlockOutput(const at::Tensor& x_BsD, Pass pass)>;
 
 /// block(x, Pass::first) without keeping its activations; backward runs block(x, Pass::repeated) and
-/// differentiates that. The block issues the same collectives both times. Everything it refers to must live
-/// until backward.
+/// differentiates that, by all outputs. The block issues the same collectives both times. Everything it
+/// refers to must live until backward.
 BlockOutput recompute_block(const at::Tensor& x_BsD, const RecomputableBlock& block);
 
 }  // namespace athanor::model

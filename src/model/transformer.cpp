@@ -162,6 +162,41 @@ moe::MoeContext moe_context(const Transformer& model, const ForwardContext& cont
   return moe;
 }
 
+void check_layers(const std::vector<std::int64_t>& asked, std::size_t layers) {
+  for (const std::int64_t layer : asked) {
+    if (layer < 0 || layer >= static_cast<std::int64_t>(layers)) {
+      throw base::ConfigError(
+          "layer {} was asked for (the model has layers 0 to {}) choose one of the model's layers", layer,
+          layers - 1);
+    }
+  }
+}
+
+void start_capture(LayerCapture& capture, std::size_t layers) {
+  check_layers(capture.hidden_layers, layers);
+  check_layers(capture.attention_layers, layers);
+  capture.hidden_BsD.assign(capture.hidden_layers.size(), at::Tensor());
+  capture.attention.assign(capture.attention_layers.size(), nn::QueriesKeys{});
+}
+
+void capture_layer(LayerCapture& capture, std::int64_t layer, const BlockOutput& out) {
+  for (std::size_t i = 0; i < capture.hidden_layers.size(); ++i) {
+    if (capture.hidden_layers[i] == layer) {
+      capture.hidden_BsD[i] = out.y_BsD;
+    }
+  }
+  for (std::size_t i = 0; i < capture.attention_layers.size(); ++i) {
+    if (capture.attention_layers[i] == layer) {
+      capture.attention[i] = out.attention;
+    }
+  }
+}
+
+bool wants_attention(const LayerCapture* capture, std::int64_t layer) {
+  return capture != nullptr &&
+         std::ranges::find(capture->attention_layers, layer) != capture->attention_layers.end();
+}
+
 }  // namespace
 
 Transformer::Hidden Transformer::blocks(const at::Tensor& x_BsD, const nn::TokenBatch& batch,
@@ -170,12 +205,15 @@ Transformer::Hidden Transformer::blocks(const at::Tensor& x_BsD, const nn::Token
   // Shared, not a local: repeated passes in backward read the tables after this function has returned.
   const auto tables = std::make_shared<const nn::RotaryTables>(nn::rotary_tables(
       batch.positions_BS, parts_->config.resolved_head_dim(), parts_->config.rope_theta, accumulation));
+  if (context.capture != nullptr) {
+    start_capture(*context.capture, parts_->layers.size());
+  }
   Hidden out{x_BsD, at::Tensor()};
   std::int64_t sparse_layer = 0;
   for (std::size_t i = 0; i < parts_->blocks.size(); ++i) {
     const TransformerBlock& block = parts_->blocks[i];
-    const bool sparse =
-        parts_->layers[i + static_cast<std::size_t>(parts_->range.first)].ffn == FfnKind::sparse;
+    const std::int64_t layer = static_cast<std::int64_t>(i) + parts_->range.first;
+    const bool sparse = parts_->layers[static_cast<std::size_t>(layer)].ffn == FfnKind::sparse;
     BlockContext block_context;
     block_context.attention = {&batch, tables.get(), context.store, static_cast<std::int64_t>(i)};
     block_context.dropout = context.training ? parts_->config.dropout : 0.0;
@@ -184,6 +222,7 @@ Transformer::Hidden Transformer::blocks(const at::Tensor& x_BsD, const nn::Token
     if (sparse) {
       block_context.moe = moe_context(*this, context, batch, sparse_layer++, accumulation);
     }
+    block_context.capture_attention = wants_attention(context.capture, layer);
     BlockOutput result;
     if (context.training && parts_->config.recompute) {
       result = recompute_block(out.h_BsD, [&block, block_context, tables](const at::Tensor& x, Pass pass) {
@@ -196,6 +235,9 @@ Transformer::Hidden Transformer::blocks(const at::Tensor& x_BsD, const nn::Token
     } else {
       result = block.forward(out.h_BsD, block_context);
     }
+    if (context.capture != nullptr) {
+      capture_layer(*context.capture, layer, result);
+    }
     out.h_BsD = result.y_BsD;
     if (result.aux.defined()) {
       out.aux = out.aux.defined() ? out.aux + result.aux : result.aux;
@@ -207,11 +249,21 @@ Transformer::Hidden Transformer::blocks(const at::Tensor& x_BsD, const nn::Token
   return out;
 }
 
-nn::CrossEntropy Transformer::head_loss(const at::Tensor& h_BsD, const nn::TokenBatch& batch) const {
-  ATHANOR_CHECK(parts_->head != nullptr, "this range of the model has no head");
+nn::CrossEntropy Transformer::head_loss(const at::Tensor& h_BsD, const nn::TokenBatch& batch,
+                                        const nn::CrossEntropyOptions& options) const {
   const auto& tp = parts_->grid->comm(parallel::Axis::tensor);
-  return nn::vocab_parallel_cross_entropy(h_BsD, nn::read_weight(parts_->head), batch.labels_BS,
-                                          parts_->head->shard.offset[0], tp, nn::CrossEntropyOptions{});
+  return nn::vocab_parallel_cross_entropy(h_BsD, head_weight(), batch.labels_BS, head_first_id(), tp,
+                                          options);
+}
+
+nn::Weight Transformer::head_weight() const {
+  ATHANOR_CHECK(parts_->head != nullptr, "this range of the model has no head");
+  return nn::read_weight(parts_->head);
+}
+
+std::int64_t Transformer::head_first_id() const {
+  ATHANOR_CHECK(parts_->head != nullptr, "this range of the model has no head");
+  return parts_->head->shard.offset[0];
 }
 
 at::Tensor Transformer::head_logits(const at::Tensor& h_BsD, std::int64_t position) const {

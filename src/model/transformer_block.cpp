@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <cmath>
+#include <utility>
 
 #include "nn/functional.hpp"
 
@@ -67,14 +68,17 @@ at::Tensor TransformerBlock::drop(const at::Tensor& x_BsD, const BlockContext& c
 
 BlockOutput TransformerBlock::forward(const at::Tensor& x_BsD, const BlockContext& context) const {
   const at::Tensor normed = nn::rms_norm(x_BsD, nn::read_weight(attention_norm_), norm_eps_);
-  const at::Tensor attended = attention_.forward(normed, context.attention);
+  nn::QueriesKeys captured;
+  nn::AttentionContext attention = context.attention;
+  attention.capture = context.capture_attention ? &captured : nullptr;
+  const at::Tensor attended = attention_.forward(normed, attention);
   const at::Tensor middle = x_BsD + drop(attended, context, "attention");
   const at::Tensor ffn_input = nn::rms_norm(middle, nn::read_weight(ffn_norm_), norm_eps_);
   if (ffn_) {
-    return {middle + drop(ffn_->forward(ffn_input), context, "ffn"), at::Tensor()};
+    return {middle + drop(ffn_->forward(ffn_input), context, "ffn"), at::Tensor(), std::move(captured)};
   }
   moe::MoeOutput sparse = moe_->forward(ffn_input, context.moe);
-  return {middle + drop(sparse.y_BsD, context, "moe"), sparse.aux};
+  return {middle + drop(sparse.y_BsD, context, "moe"), sparse.aux, std::move(captured)};
 }
 
 }  // namespace athanor::model

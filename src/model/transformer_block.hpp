@@ -20,6 +20,7 @@ struct BlockContext {
   double dropout = 0.0;  ///< 0 outside training
   std::uint64_t seed = 0;
   std::int64_t first_position = 0;  ///< position of x's first column (sequence parallel)
+  bool capture_attention = false;   ///< whether the output carries queries and keys
 };
 
 /// Parameters under `prefix`: attention_norm.weight, attention.*, ffn_norm.weight, ffn.* or moe.*.

@@ -114,6 +114,9 @@ at::Tensor CausalAttention::forward(const at::Tensor& x_BsD, const AttentionCont
       head_norm_rotary(q_BSHC, q_norm_ ? read_weight(q_norm_) : no_norm, options_.norm_eps, *context.rotary);
   const at::Tensor k = head_norm_rotary(keys_values[0], k_norm_ ? read_weight(k_norm_) : no_norm,
                                         options_.norm_eps, *context.rotary);
+  if (context.capture != nullptr) {
+    *context.capture = {q, k};
+  }
   at::Tensor y_BSHC;
   if (context.store != nullptr) {
     y_BSHC = attend_stored(q, k, keys_values[1], context);

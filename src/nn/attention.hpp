@@ -5,6 +5,7 @@
 // H/tp ...).
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
 
@@ -53,12 +54,19 @@ struct AttentionOptions {
   double output_init_std = 0.02;  ///< of o (scaled by depth by the caller)
 };
 
+/// Queries and keys as the core uses them (after norm and rotation), of this rank's heads, all positions.
+struct QueriesKeys {
+  at::Tensor q_BSHC;
+  at::Tensor k_BSGC;
+};
+
 /// What one forward pass of attention needs besides x.
 struct AttentionContext {
   const TokenBatch* batch = nullptr;
   const RotaryTables* rotary = nullptr;  ///< [B, S, C/2] for the whole (padded) sequence
   KeyValueStore* store = nullptr;        ///< nullptr: training and scoring
   std::int64_t layer = 0;                ///< index for `store`
+  QueriesKeys* capture = nullptr;  ///< receives the tensors of this pass (in the graph); nullptr: nobody
 };
 
 /// x [B, s, D] (this rank's positions) -> [B, s, D]. Gathers the sequence over tp, computes its heads, and

@@ -40,7 +40,7 @@ struct ChunkedLoss {
   at::Tensor dh_ND{};        ///< of this rank's vocabulary slice, times gradient_scale
   at::Tensor dweight_vD{};   ///< accumulation type, times gradient_scale
 
-  void run(std::int64_t chunk_tokens);
+  void run(const CrossEntropyOptions& options);
 
  private:
   at::Tensor chunk_statistics(const at::Tensor& logits, std::int64_t first) const;
@@ -115,7 +115,8 @@ void ChunkedLoss::chunk_gradients(const at::Tensor& dlogits, std::int64_t first)
   }
 }
 
-void ChunkedLoss::run(std::int64_t chunk_tokens) {
+void ChunkedLoss::run(const CrossEntropyOptions& options) {
+  const std::int64_t chunk_tokens = options.chunk_tokens;
   const std::int64_t tokens = h_ND.size(0);
   const at::TensorOptions accumulation =
       h_ND.options().dtype(parallel::accumulation_type(h_ND.scalar_type())).requires_grad(false);
@@ -134,6 +135,9 @@ void ChunkedLoss::run(std::int64_t chunk_tokens) {
     const std::int64_t rows = std::min(chunk_tokens, tokens - first);
     at::Tensor logits = buffer.narrow(0, 0, rows);
     at::mm_out(logits, h_ND.narrow(0, first, rows), weight_vD.t());
+    if (options.observe_logits) {
+      options.observe_logits(logits, first);
+    }
     chunk_loss(logits, first);
     chunk_gradients(logits, first);
   }
@@ -142,12 +146,12 @@ void ChunkedLoss::run(std::int64_t chunk_tokens) {
 struct LinearCrossEntropy : Function<LinearCrossEntropy> {
   static variable_list forward(AutogradContext* ctx, const at::Tensor& h_ND, const at::Tensor& weight_vD,
                                const at::Tensor& local_labels_N, const at::Tensor& ignored_N,
-                               const parallel::Communicator& tp, std::int64_t chunk_tokens,
+                               const parallel::Communicator& tp, const CrossEntropyOptions& options,
                                bool wants_gradients, parallel::GradAccumulator* sink) {
     ChunkedLoss loss{h_ND, weight_vD, local_labels_N, ignored_N, tp};
     loss.wants_h = wants_gradients && h_ND.requires_grad();
     loss.wants_weight = wants_gradients && weight_vD.requires_grad();
-    loss.run(chunk_tokens);
+    loss.run(options);
     ctx->saved_data["dh"] = loss.dh_ND;
     ctx->saved_data["dweight"] = loss.dweight_vD;
     ctx->save_for_backward({weight_vD});
@@ -190,9 +194,8 @@ CrossEntropy vocab_parallel_cross_entropy(const at::Tensor& h_BsD, const Weight&
   const at::Tensor labels_N = labels_BS.reshape({h_ND.size(0)});
   const at::Tensor ignored_N = labels_N.eq(ignored_label).contiguous();
   const at::Tensor local_labels_N = at::where(ignored_N, labels_N, labels_N - vocab_first).contiguous();
-  const auto out =
-      LinearCrossEntropy::apply(h_ND, weight_vD.tensor, local_labels_N, ignored_N, tp, options.chunk_tokens,
-                                at::GradMode::is_enabled(), weight_vD.sink);
+  const auto out = LinearCrossEntropy::apply(h_ND, weight_vD.tensor, local_labels_N, ignored_N, tp, options,
+                                             at::GradMode::is_enabled(), weight_vD.sink);
   return {out[0], out[1]};
 }
 

@@ -5,6 +5,8 @@
 // tp_rank), may be fewer on the last ranks); N = tokens.
 #pragma once
 
+#include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -38,8 +40,17 @@ struct CrossEntropy {
   at::Tensor per_token;
 };
 
+/// Sees this rank's slice of the logits of one chunk, [rows, v] of h's type (contiguous, valid during the
+/// call only), before they are used up. Row i is token first_token + i of the B*S gathered ones, in row-major
+/// order of [B, S] (labelled or not). May write to the logits if it restores them before it returns.
+using LogitsObserver = std::function<void(at::Tensor& logits_Cv, std::int64_t first_token)>;
+
 struct CrossEntropyOptions {
   std::int64_t chunk_tokens = 512;  ///< rows of logits that exist at one time
+  /// Called once for each chunk, in the order of tokens, on every tp rank for the same chunks (it may be
+  /// collective over tp), with gradients disabled; also in passes without gradients. Called during
+  /// vocab_parallel_cross_entropy, not kept. Empty: nobody looks.
+  LogitsObserver observe_logits = nullptr;
 };
 
 /// Sum of -log softmax(h W^T)[label] with the vocabulary of W sharded over tp, in chunks of rows: logits

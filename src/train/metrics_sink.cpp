@@ -52,6 +52,12 @@ nlohmann::ordered_json to_json(const StepMetrics& metrics) {
   object["dropped"] = metrics.dropped;
   object["skipped"] = metrics.skipped;
   object["total_skips"] = metrics.total_skips;
+  for (const auto& [name, value] : metrics.figures) {
+    put(object, name.c_str(), value);
+  }
+  if (!metrics.phase.empty()) {
+    object["phase"] = metrics.phase;
+  }
   std::int64_t total_bytes = 0;
   for (int i = 0; i < parallel::num_traffic_kinds; ++i) {
     const auto index = static_cast<std::size_t>(i);
@@ -173,6 +179,10 @@ void MetricsSink::show_progress(const StepMetrics& metrics) {
       fmt::format("step {}/{}  loss {:.4f}  norm {:.3f}  lr {:.2e}  {:.0f} tokens/s  balance std {:.3f}",
                   metrics.step, options_.total_steps, metrics.loss, metrics.grad_norm, metrics.lr,
                   metrics.tokens_per_s, metrics.expert_use_std);
+  if (const auto kd = metrics.figures.find("kd_loss"); kd != metrics.figures.end()) {
+    line += fmt::format("  {} kd {:.4f} hidden {:.4f}", metrics.phase, kd->second,
+                        metrics.figures.at("hidden_loss"));
+  }
   if (metrics.dropped > 0) {
     line += fmt::format("  dropped {}", metrics.dropped);
   }
@@ -182,6 +192,12 @@ void MetricsSink::show_progress(const StepMetrics& metrics) {
   line += fmt::format("  ETA {}", format_duration(remaining_s));
   const bool due =
       metrics.step % options_.log_every == 0 || metrics.step == 1 || metrics.step == options_.total_steps;
+  if (!options_.leads) {
+    if (due) {
+      base::log_local(base::LogLevel::info, line);
+    }
+    return;
+  }
   if (terminal_) {
     std::fprintf(stderr, "\r\033[K%s", line.c_str());
     std::fflush(stderr);
@@ -208,8 +224,10 @@ void MetricsSink::write_evaluation(std::int64_t step, const std::vector<infer::D
     put(entry, "loss", domain.loss);
     put(entry, "perplexity", domain.perplexity);
     entry["tokens"] = domain.tokens;
-    base::log_info("evaluation at step {}: {} loss {:.4f}  perplexity {:.2f}  ({} tokens)", step,
-                   domain.domain, domain.loss, domain.perplexity, domain.tokens);
+    const std::string line =
+        fmt::format("evaluation at step {}: {} loss {:.4f}  perplexity {:.2f}  ({} tokens)", step,
+                    domain.domain, domain.loss, domain.perplexity, domain.tokens);
+    options_.leads ? base::log_once(base::LogLevel::info, line) : base::log_local(base::LogLevel::info, line);
   }
   file_ << object.dump() << '\n' << std::flush;
 }

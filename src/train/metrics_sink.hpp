@@ -15,6 +15,8 @@ struct MetricsSinkOptions {
   std::int64_t first_step = 0;  ///< steps done already: lines of later ones are cut from an existing file
   std::int64_t total_steps = 0;
   std::int64_t log_every = 10;
+  bool leads = true;  ///< false: another role's rank shows the live line and logs plainly
+  std::string role = "teacher";
 };
 
 /// Writes one JSON object a step and one an evaluation; only rank 0 of a role makes one that prints.

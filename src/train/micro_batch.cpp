@@ -5,19 +5,8 @@
 
 namespace athanor::train {
 
-double forward_micro_batch(const model::Transformer& model, const model::ForwardContext& context,
-                           MicroBatch& micro) {
-  model::ForwardContext micro_context = context;
-  micro_context.forced_ids = micro.forced_ids.empty() ? nullptr : &micro.forced_ids;
-  const at::Tensor x_BsD = model.embed(micro.batch, micro_context);
-  const model::Transformer::Hidden hidden = model.blocks(x_BsD, micro.batch, micro_context);
-  micro.ce_sum = model.head_loss(hidden.h_BsD, micro.batch).sum;
-  micro.aux = hidden.aux;
-  return micro.ce_sum.item<double>();
-}
-
 void backward_micro_batch(MicroBatch& micro, double seed) {
-  std::vector<at::Tensor> roots{micro.ce_sum};
+  std::vector<at::Tensor> roots{micro.objective};
   if (micro.aux.defined() && micro.aux.requires_grad()) {
     roots.push_back(micro.aux);
   }
@@ -26,7 +15,7 @@ void backward_micro_batch(MicroBatch& micro, double seed) {
     seeds.push_back(at::full_like(root, seed));
   }
   torch::autograd::backward(roots, seeds);
-  micro.ce_sum = at::Tensor();
+  micro.objective = at::Tensor();
   micro.aux = at::Tensor();
 }
 

@@ -1,4 +1,4 @@
-// Forward and backward of one micro-batch.
+// One micro-batch and its backward.
 #pragma once
 
 #include <cstdint>
@@ -14,16 +14,11 @@ namespace athanor::train {
 struct MicroBatch {
   nn::TokenBatch batch;
   std::vector<at::Tensor> forced_ids;  ///< tests; empty: routed normally
-  at::Tensor ce_sum;                   ///< scalar with graph
+  at::Tensor objective;                ///< scalar with graph; what is minimised besides aux
   at::Tensor aux;                      ///< scalar with graph; undefined: none
 };
 
-/// Runs embedding, blocks and head; fills ce_sum and aux. Returns sum of CE over the replica's valid labels.
-/// `context` and `micro` must live until the backward pass. Collective over tp and ep.
-double forward_micro_batch(const model::Transformer& model, const model::ForwardContext& context,
-                           MicroBatch& micro);
-
-/// Back-propagates seed * (ce_sum + aux) and frees the graph. Collective over tp and ep.
+/// Back-propagates seed * (objective + aux) and frees the graph. Collective over tp and ep.
 void backward_micro_batch(MicroBatch& micro, double seed);
 
 }  // namespace athanor::train

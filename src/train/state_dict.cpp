@@ -173,7 +173,7 @@ checkpoint::StoredRole stored_role(Trainer& trainer) {
 
 nlohmann::json scalars_to_json(const TrainState& state) {
   // A new member of the state does not compile here until it is saved.
-  const auto& [step, tokens, updates, loss_scale, balance, cursor] = state;
+  const auto& [step, tokens, updates, loss_scale, balance, cursor, objective] = state;
   const auto& [scale, clean_steps, consecutive_skips, total_skips, had_good_step] = loss_scale;
   const auto& [previous_counts, previous_tokens, bias] = balance;  // the tensors are slices
   const auto& [next_position] = cursor;
@@ -187,11 +187,12 @@ nlohmann::json scalars_to_json(const TrainState& state) {
             {"total_skips", total_skips},
             {"had_good_step", had_good_step}}},
           {"previous_tokens", previous_tokens},
-          {"cursor", {{"next_position", next_position}}}};
+          {"cursor", {{"next_position", next_position}}},
+          {"objective", objective}};
 }
 
 void scalars_from_json(const nlohmann::json& json, TrainState& state) {
-  auto& [step, tokens, updates, loss_scale, balance, cursor] = state;
+  auto& [step, tokens, updates, loss_scale, balance, cursor, objective] = state;
   auto& [scale, clean_steps, consecutive_skips, total_skips, had_good_step] = loss_scale;
   step = integer(json, "step");
   tokens = integer(json, "tokens");
@@ -205,6 +206,7 @@ void scalars_from_json(const nlohmann::json& json, TrainState& state) {
     total_skips = integer(stored, "total_skips");
     had_good_step = stored.at("had_good_step").get<bool>();
     cursor.next_position = integer(json.at("cursor"), "next_position");
+    objective = json.at("objective").get<std::string>();
   } catch (const nlohmann::json::exception& error) {
     throw base::CheckpointError(
         "the checkpoint's state cannot be read ({}) it is damaged or of another program", error.what());
@@ -234,6 +236,37 @@ StagedState::StagedState(Trainer& trainer, const checkpoint::CheckpointReader& r
   if (has_state) {
     scalars_from_json(stored.state, state_);
   }
+}
+
+StagedState::StagedState(Trainer& trainer, const checkpoint::CheckpointReader& reader,
+                         const InitialWeights& initial) {
+  std::string role = initial.role.empty() ? trainer.options().role.name : initial.role;
+  const std::vector<checkpoint::StoredRole>& roles = reader.manifest().roles;
+  if (initial.role.empty() && roles.size() == 1) {
+    role = roles.front().name;
+  }
+  role_of(reader, role);
+  state_ = trainer.state();
+  Staging staging(reader);
+  const auto add = [&](const parallel::Parameter& parameter, const SliceExtent& extent,
+                       const at::Tensor& target) {
+    const std::string name = role + "/parameters/" + parameter.name;
+    if (parameter.name.starts_with("distill.") && find(reader, name) == nullptr) {
+      return;
+    }
+    targets_.push_back(target);
+    staged_.push_back(staging.add(name, extent));
+  };
+  for (const optim::OwnedState& entry : trainer.optimizer().owned_state()) {
+    add(*entry.parameter, {entry.parameter->shard, entry.first, entry.count}, entry.master);
+  }
+  for (const auto& parameter : trainer.parameters().all()) {
+    if (!parameter->trainable) {
+      add(*parameter, SliceExtent::whole_box(parameter->shard), parameter->value.view(-1));
+    }
+  }
+  stage_balance(reader, role, staging, state_.balance);
+  staging.read();
 }
 
 void StagedState::apply(Trainer& trainer) && {

@@ -26,12 +26,20 @@ nlohmann::json scalars_to_json(const TrainState& state);
 /// Throws CheckpointError naming a missing or malformed member.
 void scalars_from_json(const nlohmann::json& json, TrainState& state);
 
+/// Starts a run from somebody else's weights: parameters only, at step 0.
+struct InitialWeights {
+  std::string role;  ///< in the checkpoint; empty: the trainer's own, or the only one there is
+};
+
 /// A state read into memory of its own: nothing of a trainer has been touched.
 class StagedState {
  public:
   /// Reads what this rank keeps of the role from a checkpoint, at any layout. A checkpoint of weights only
   /// gives a state at step 0. Not collective. Throws CheckpointError.
   StagedState(Trainer& trainer, const checkpoint::CheckpointReader& reader);
+  /// The weights alone; parameters that the checkpoint's model does not have keep their initial values only
+  /// if the objective added them ("distill." names).
+  StagedState(Trainer& trainer, const checkpoint::CheckpointReader& reader, const InitialWeights& initial);
   /// Hands the state over. Collective over the role; call when all ranks have staged theirs.
   void apply(Trainer& trainer) &&;
 

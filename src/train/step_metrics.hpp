@@ -52,9 +52,11 @@ struct StepMetrics {
   std::array<std::int64_t, parallel::num_traffic_kinds> bytes_sent{};  ///< of this step, summed over the role
   std::vector<LayerBalance> layers;
   std::vector<std::vector<std::int64_t>>
-      expert_counts;                ///< [sparse layer][expert] of this step's global batch
-  std::int64_t peak_rss_bytes = 0;  ///< largest rank
-  std::int64_t save_requests = 0;   ///< ranks that asked for a checkpoint after this step
+      expert_counts;                      ///< [sparse layer][expert] of this step's global batch
+  std::int64_t peak_rss_bytes = 0;        ///< largest rank
+  std::map<std::string, double> figures;  ///< of the objective: kd_loss, alpha, link_wait_s, ...
+  std::string phase;                      ///< of a distillation; empty: none
+  std::int64_t save_requests = 0;         ///< ranks that asked for a checkpoint after this step
   StepTimes times;
 };
 

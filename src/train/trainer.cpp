@@ -12,27 +12,48 @@
 #include "parallel/collectives/collectives.hpp"
 #include "parallel/dtype.hpp"
 #include "train/micro_batch.hpp"
+#include "train/objective.hpp"
 #include "train/schedule.hpp"
 #include "train/step_sums.hpp"
 
 namespace athanor::train {
+
+namespace {
+
+// A frozen role's parameters have no gradients and no optimizer state.
+const parallel::ParameterMap& freeze_if(bool frozen, const parallel::ParameterMap& parameters) {
+  if (frozen) {
+    for (const auto& parameter : parameters.all()) {
+      parameter->trainable = false;
+      parameter->value.set_requires_grad(false);
+    }
+  }
+  return parameters;
+}
+
+}  // namespace
 
 struct Trainer::Parts {
   TrainerOptions options;
   parallel::ProcessGrid grid;
   parallel::ParameterMap parameters;
   model::Transformer model;
+  std::unique_ptr<Objective> objective;
   optim::ShardedOptimizer optimizer;
   optim::LossScaler scaler;
   TrainState state;
   RoutingForcer forcer;
 
-  Parts(const TrainerOptions& trainer_options, const parallel::Communicator& role)
+  Parts(const TrainerOptions& trainer_options, const parallel::Communicator& role,
+        const ObjectiveFactory& make_objective)
       : options(trainer_options),
         grid(parallel::ParallelDims::from_role_size(role.size(), options.role.tp, options.role.ep), role),
         parameters({options.seed, parallel::scalar_type(options.role.compute), true}),
         model(options.role.model, parameters, grid),
-        optimizer(options.role.optim, options.role.grad_comm, parameters, grid),
+        objective(make_objective ? make_objective(model, parameters, grid)
+                                 : std::make_unique<LanguageModelObjective>()),
+        optimizer(options.role.optim, options.role.grad_comm, freeze_if(options.role.frozen, parameters),
+                  grid),
         scaler(options.role.compute == base::ComputeType::fp16) {
     state.balance = model.make_balance_state();
     state.loss_scale = scaler.state();
@@ -56,8 +77,9 @@ std::int64_t count_valid_labels(const std::vector<data::Batch>& micro_batches) {
 
 }  // namespace
 
-Trainer::Trainer(const TrainerOptions& options, const parallel::Communicator& role)
-    : parts_(std::make_unique<Parts>(options, role)) {}
+Trainer::Trainer(const TrainerOptions& options, const parallel::Communicator& role,
+                 const ObjectiveFactory& make_objective)
+    : parts_(std::make_unique<Parts>(options, role, make_objective)) {}
 
 Trainer::~Trainer() = default;
 
@@ -73,6 +95,9 @@ const parallel::ParameterMap& Trainer::parameters() const {
 const parallel::ProcessGrid& Trainer::grid() const {
   return parts_->grid;
 }
+Objective& Trainer::objective() {
+  return *parts_->objective;
+}
 optim::ShardedOptimizer& Trainer::optimizer() {
   return parts_->optimizer;
 }
@@ -81,6 +106,7 @@ TrainState& Trainer::state() {
 }
 void Trainer::restore(TrainState state) {
   parts_->state = std::move(state);
+  parts_->objective->restore(parts_->state.objective);
   parts_->optimizer.set_updates(parts_->state.updates);
   parts_->scaler.set_state(parts_->state.loss_scale);
   parts_->optimizer.publish_master();
@@ -102,6 +128,10 @@ double Trainer::run_schedule(const std::vector<data::Batch>& micro_batches,
     const auto index = static_cast<std::size_t>(action.micro_batch);
     MicroBatch& micro = micros[index];
     if (action.kind == ActionKind::backward) {
+      if (parts_->options.role.frozen) {
+        micro = {};
+        continue;
+      }
       const base::ScopedTimer timer(times.backward_s);
       backward_micro_batch(micro, seed);
       continue;
@@ -111,7 +141,9 @@ double Trainer::run_schedule(const std::vector<data::Batch>& micro_batches,
     if (parts_->forcer) {
       micro.forced_ids = parts_->forcer(micro.batch);
     }
-    ce_sum += forward_micro_batch(parts_->model, context, micro);
+    model::ForwardContext micro_context = context;
+    micro_context.forced_ids = micro.forced_ids.empty() ? nullptr : &micro.forced_ids;
+    ce_sum += parts_->objective->forward(parts_->model, micro_context, action.micro_batch, micro);
   }
   return ce_sum;
 }
@@ -156,15 +188,15 @@ StepMetrics Trainer::step(const std::vector<data::Batch>& micro_batches, bool wa
   context.balance = &parts.state.balance;
   context.statistics = &statistics;
 
+  context.training = !parts.options.role.frozen;
+
+  const at::AutoGradMode grad_mode(context.training);
+  parts.objective->begin_step(
+      {parts.state.step, parts.optimizer.updates(), labels, counts.save_requests, &micro_batches});
   parts.optimizer.begin_step();
   const double seed = parts.scaler.scale() * inverse_power_of_two(labels);
   const double ce_sum = run_schedule(micro_batches, context, seed, metrics.times);
-  metrics.lr =
-      optim::learning_rate(parts.options.role.optim, parts.optimizer.updates(), parts.options.total_steps);
-  const optim::UpdateResult update = parts.optimizer.step({metrics.lr, 1.0 / (labels * seed)});
-  metrics.times.reduce_s = parts.optimizer.last_times().reduce_s;
-  metrics.times.optimizer_s = parts.optimizer.last_times().update_s;
-  metrics.times.gather_s = parts.optimizer.last_times().gather_s;
+  const optim::UpdateResult update = update_parameters(metrics, labels, seed);
   metrics.times.exchange_s =
       traffic.seconds(parallel::Traffic::dispatch) + traffic.seconds(parallel::Traffic::combine);
 
@@ -174,11 +206,34 @@ StepMetrics Trainer::step(const std::vector<data::Batch>& micro_batches, bool wa
   metrics.grad_norm = update.grad_norm;
   metrics.skipped = update.skipped;
   sums.report(metrics, parts.options, labels);
+  parts.objective->report(metrics, parts.grid.role());
+  parts.objective->end_step(update.skipped);
+  parts.state.objective = parts.objective->state();
   describe_state(metrics);
   metrics.times.total_s = total.seconds();
   metrics.tokens_per_s = labels / metrics.times.total_s;
   stop_after_too_many_skips();
   return metrics;
+}
+
+optim::UpdateResult Trainer::update_parameters(StepMetrics& metrics, double labels, double seed) {
+  Parts& parts = *parts_;
+  optim::UpdateResult update;
+  if (parts.options.role.frozen) {
+    parts.objective->accepts_step();
+    return update;
+  }
+  if (!parts.objective->accepts_step()) {
+    update.skipped = true;
+    return update;
+  }
+  metrics.lr =
+      optim::learning_rate(parts.options.role.optim, parts.optimizer.updates(), parts.options.total_steps);
+  update = parts.optimizer.step({metrics.lr, 1.0 / (labels * seed)});
+  metrics.times.reduce_s = parts.optimizer.last_times().reduce_s;
+  metrics.times.optimizer_s = parts.optimizer.last_times().update_s;
+  metrics.times.gather_s = parts.optimizer.last_times().gather_s;
+  return update;
 }
 
 void Trainer::advance_state(const optim::UpdateResult& update, const StepSums& sums, double labels) {
@@ -188,7 +243,7 @@ void Trainer::advance_state(const optim::UpdateResult& update, const StepSums& s
   parts.state.tokens += static_cast<std::int64_t>(labels);
   parts.state.updates = parts.optimizer.updates();
   parts.state.loss_scale = parts.scaler.state();
-  if (!update.skipped) {
+  if (!update.skipped && !parts.options.role.frozen) {
     sums.advance(parts.state.balance, parts.model, parts.options.role.model.moe,
                  parts.options.global_batch * parts.options.seq);
   }

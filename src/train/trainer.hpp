@@ -29,6 +29,7 @@ struct RoleOptions {
   base::ComputeType compute = base::ComputeType::f32;
   base::WireType grad_comm = base::WireType::full;
   std::int64_t micro_batch = 0;  ///< sequences of one micro-batch of a replica; 0: global / dp
+  bool frozen = false;           ///< forward passes only: no gradients, no optimizer state, nothing changes
 };
 
 struct TrainerOptions {
@@ -48,15 +49,24 @@ struct TrainState {
   optim::LossScaleState loss_scale;
   moe::BalanceState balance;
   data::DataCursor cursor;
+  std::string objective;  ///< Objective::state()
 };
 
 class StepSums;
+class Objective;
+struct ObjectiveStep;
+
+/// Makes a role's objective when its model is there and before its optimizer: it may add parameters, which
+/// are trained and saved with the model.
+using ObjectiveFactory = std::function<std::unique_ptr<Objective>(
+    const model::Transformer& model, parallel::ParameterMap& parameters, const parallel::ProcessGrid& grid)>;
 
 class Trainer {
  public:
-  /// Builds grid, model and optimizer. Collective over `role`. Throws ConfigError for what the layout cannot
-  /// hold.
-  Trainer(const TrainerOptions& options, const parallel::Communicator& role);
+  /// Builds grid, model, objective (plain pretraining without a factory) and optimizer. Collective over
+  /// `role`. Throws ConfigError for what the layout cannot hold.
+  Trainer(const TrainerOptions& options, const parallel::Communicator& role,
+          const ObjectiveFactory& make_objective = {});
   ~Trainer();
   Trainer(const Trainer&) = delete;
   Trainer& operator=(const Trainer&) = delete;
@@ -73,6 +83,7 @@ class Trainer {
   const parallel::ParameterMap& parameters() const;
   const parallel::ProcessGrid& grid() const;
   optim::ShardedOptimizer& optimizer();
+  Objective& objective();
   TrainState& state();
   /// Takes over a loaded state, and the parameters from the master weights that were written to
   /// optimizer().owned_state(). Collective over the role.
@@ -86,6 +97,7 @@ class Trainer {
 
  private:
   struct Parts;
+  optim::UpdateResult update_parameters(StepMetrics& metrics, double labels, double seed);
   double run_schedule(const std::vector<data::Batch>& micro_batches, const model::ForwardContext& context,
                       double seed, StepTimes& times);
   struct StepCounts {

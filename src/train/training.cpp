@@ -18,6 +18,8 @@
 #include "parallel/collectives/collectives.hpp"
 #include "parallel/run_agreed.hpp"
 #include "train/metrics_sink.hpp"
+#include "train/objective.hpp"
+#include "train/state_dict.hpp"
 
 namespace athanor::train {
 namespace {
@@ -67,11 +69,17 @@ class TrainingRun {
           train_set_.num_samples(), options.seq, options.global_batch);
     }
     TrainerOptions trainer{options.role, options.global_batch, options.seq, options.steps, options.seed};
-    trainer_.emplace(trainer, role);
+    trainer_.emplace(trainer, role, options.make_objective);
     checkpoint::Manifest head = describe_run(world);
     resumed_ = resume(options.resume, options.checkpoint.dir, head, *trainer_, world);
     if (resumed_) {
       head.run_id = resumed_->run_id;
+    } else if (!options.init.empty()) {
+      parallel::run_agreed(role, [&] {
+        staged_.emplace(*trainer_, checkpoint::CheckpointReader(options.init), InitialWeights{});
+      });
+      std::move(*staged_).apply(*trainer_);
+      staged_.reset();
     }
     first_step_ = trainer_->state().step;
     open_metrics(world, role);
@@ -82,6 +90,7 @@ class TrainingRun {
 
   TrainingResult run() {
     log_start();
+    trainer_->objective().start(first_step_);
     const data::BatchSampler sampler(train_set_, {options_.global_batch, micro_batch(), trainer_->replica()});
     data::Prefetcher prefetcher(sampler, trainer_->state().cursor);
     TrainingResult result;
@@ -98,6 +107,7 @@ class TrainingRun {
       stall_s = checkpoints_->is_due(step, history.back().save_requests) ? checkpoints_->save() : 0.0;
       result.checkpoint_s += stall_s;
     }
+    trainer_->objective().finish();
     result.evaluation = evaluate(std::max(options_.steps, first_step_));
     checkpoints_->finish();
     result.checkpoint =
@@ -121,7 +131,10 @@ class TrainingRun {
 
   void open_metrics(const parallel::Communicator& world, const parallel::Communicator& role) {
     MetricsSinkOptions sink;
-    sink.path = role.rank() == 0 ? options_.run_dir + "/metrics.jsonl" : "";
+    const std::string& folder = options_.metrics_dir.empty() ? options_.run_dir : options_.metrics_dir;
+    sink.path = role.rank() == 0 ? folder + "/metrics.jsonl" : "";
+    sink.leads = world.rank() == 0;
+    sink.role = options_.role.name;
     sink.first_step = first_step_;
     sink.total_steps = options_.steps;
     sink.log_every = options_.log_every;
@@ -187,6 +200,11 @@ class TrainingRun {
     }
     const std::size_t tail = std::min<std::size_t>(10, history.size());
     std::vector<double> rates;
+    for (const StepMetrics& step : history) {
+      for (const auto& [name, value] : step.figures) {
+        result.figures[name] += value / static_cast<double>(history.size());
+      }
+    }
     for (std::size_t i = 0; i < history.size(); ++i) {
       rates.push_back(history[i].tokens_per_s);
       if (i + tail >= history.size()) {
@@ -207,6 +225,7 @@ class TrainingRun {
   std::optional<data::Dataset> valid_set_;
   std::optional<Trainer> trainer_;
   std::optional<Resumed> resumed_;
+  std::optional<StagedState> staged_;
   std::int64_t first_step_ = 0;  // done before this job
   std::optional<MetricsSink> sink_;
   std::optional<JobCheckpoints> checkpoints_;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -32,6 +33,9 @@ struct TrainingOptions {
   std::int64_t eval_batches = 0;  ///< batches per domain; 0: all
   CheckpointOptions checkpoint;
   ResumeOptions resume;
+  std::string metrics_dir;          ///< empty: run_dir
+  std::string init;                 ///< checkpoint whose weights a fresh run starts from; empty: random ones
+  ObjectiveFactory make_objective;  ///< empty: plain pretraining
 };
 
 struct TrainingResult {
@@ -47,6 +51,7 @@ struct TrainingResult {
   double checkpoint_s = 0.0;        ///< stood still for saves
   std::vector<infer::DomainLoss> evaluation;  ///< at the end, one per domain; empty without valid_sources
   std::string checkpoint;                     ///< folder of the last one
+  std::map<std::string, double> figures;      ///< of the objective: means over this job's steps
 };
 
 /// Runs the job from its newest checkpoint (or the start) to the last step. Collective over `world` and over

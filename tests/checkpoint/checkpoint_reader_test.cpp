@@ -127,9 +127,9 @@ TEST_F(Reader, RefusesTargetsThatAreNotInIt) {
     targets.emplace_back(name, type, SliceExtent::whole_box(parallel::ShardSpec::whole(std::move(shape))));
     return refusal([&] { reader.read(samples::views(targets)); });
   };
-  EXPECT_TRUE(says(refuse("teacher/param/other", ElementType::f32, {2}), {"teacher/param/other"}));
-  EXPECT_TRUE(says(refuse("student/count/tokens", ElementType::f32, {3}), {"i64 [3]", "f32 [3]"}));
-  EXPECT_TRUE(says(refuse("student/count/tokens", ElementType::i64, {4}), {"[3]", "[4]"}));
+  EXPECT_TRUE(says(refuse("teacher/parameters/other", ElementType::f32, {2}), {"teacher/parameters/other"}));
+  EXPECT_TRUE(says(refuse("student/counts/tokens", ElementType::f32, {3}), {"i64 [3]", "f32 [3]"}));
+  EXPECT_TRUE(says(refuse("student/counts/tokens", ElementType::i64, {4}), {"[3]", "[4]"}));
 }
 
 TEST_F(Reader, AbsentFolderAndFileAreMissingInput) {
@@ -255,7 +255,7 @@ TEST_F(Reader, FlippedBitIsNamedByTensorSliceAndFile) {
 
 TEST_F(Reader, HoleIsAnError) {
   const Manifest manifest = write();
-  const StoredSlice& slice = slice_of(manifest, "teacher/param/embedding.weight");
+  const StoredSlice& slice = slice_of(manifest, "teacher/parameters/embedding.weight");
   std::string bytes = samples::read_file(folder() / slice.file);
   bytes.replace(static_cast<std::size_t>(slice_offset(folder(), slice)),
                 static_cast<std::size_t>(slice.extent.count * 4),
@@ -388,11 +388,11 @@ TEST_F(Reader, VerifyComparesAttributesWithTheManifest) {
   write(1);
   auto value = nlohmann::json::parse(samples::read_file(folder() / "manifest.json"));
   for (auto& slice : value["slices"]) {
-    if (slice["tensor"] == "teacher/param/router.weight") {  // [5, 11], now claimed to be [11, 5]
+    if (slice["tensor"] == "teacher/parameters/router.weight") {  // [5, 11], now claimed to be [11, 5]
       slice["global_shape"] = slice["shape"] = {11, 5};
     }
   }
-  value["tensors"]["teacher/param/router.weight"]["shape"] = {11, 5};
+  value["tensors"]["teacher/parameters/router.weight"]["shape"] = {11, 5};
   samples::write_manifest_text(folder(), value.dump());
   const auto problems = CheckpointReader(folder().string()).verify();
   ASSERT_EQ(problems.size(), 1u);
@@ -402,10 +402,10 @@ TEST_F(Reader, VerifyComparesAttributesWithTheManifest) {
 TEST_F(Reader, TypeOfADatasetIsChecked) {
   write(1);
   auto value = nlohmann::json::parse(samples::read_file(folder() / "manifest.json"));
-  value["tensors"]["student/param/norm.weight"]["dtype"] = "bf16";  // stored as f16
+  value["tensors"]["student/parameters/norm.weight"]["dtype"] = "bf16";  // stored as f16
   samples::write_manifest_text(folder(), value.dump());
   Slices targets;
-  targets.emplace_back("student/param/norm.weight", ElementType::bf16,
+  targets.emplace_back("student/parameters/norm.weight", ElementType::bf16,
                        SliceExtent::whole_box(parallel::ShardSpec::whole({9})));
   EXPECT_TRUE(says(refusal([&] { CheckpointReader(folder().string()).read(samples::views(targets)); }),
                    {"norm.weight", "bf16"}));

@@ -109,13 +109,13 @@ inline std::int64_t count_wrong(const Slices& slices) {
 
 /// The logical tensors.
 inline std::map<std::string, StoredTensor> tensors() {
-  return {{"student/count/tokens", {ElementType::i64, {3}}},
-          {"student/param/norm.weight", {ElementType::f16, {9}}},
+  return {{"student/counts/tokens", {ElementType::i64, {3}}},
+          {"student/parameters/norm.weight", {ElementType::f16, {9}}},
           {"teacher/exp_avg/experts.w", {ElementType::f32, {6, 5, 7}}},
-          {"teacher/param/embedding.weight", {ElementType::f32, {37, 12}}},
-          {"teacher/param/experts.w", {ElementType::bf16, {6, 5, 7}}},
-          {"teacher/param/none.weight", {ElementType::f32, {0, 4}}},
-          {"teacher/param/router.weight", {ElementType::f64, {5, 11}}}};
+          {"teacher/parameters/embedding.weight", {ElementType::f32, {37, 12}}},
+          {"teacher/parameters/experts.w", {ElementType::bf16, {6, 5, 7}}},
+          {"teacher/parameters/none.weight", {ElementType::f32, {0, 4}}},
+          {"teacher/parameters/router.weight", {ElementType::f64, {5, 11}}}};
 }
 
 /// What rank `rank` of `ranks` holds: rows, columns, flat ranges of boxes, or all of it on one rank. With
@@ -131,10 +131,10 @@ inline Slices slices_of_rank(int rank, int ranks) {
     const parallel::Block block = parallel::block_of(shape[static_cast<std::size_t>(dim)], ranks, rank);
     add(name, SliceExtent::whole_box(ShardSpec::slice(shape, dim, block.first, block.count)));
   };
-  split("teacher/param/embedding.weight", 0);
-  split("teacher/param/experts.w", 1);
-  split("teacher/param/none.weight", 0);
-  split("student/param/norm.weight", 0);
+  split("teacher/parameters/embedding.weight", 0);
+  split("teacher/parameters/experts.w", 1);
+  split("teacher/parameters/none.weight", 0);
+  split("student/parameters/norm.weight", 0);
   // A flat range of a column box: the optimizer's state of replicas that share a shard.
   const std::vector<std::int64_t> experts = tensors().at("teacher/exp_avg/experts.w").shape;
   const int halves = ranks > 1 ? 2 : 1;
@@ -145,9 +145,9 @@ inline Slices slices_of_rank(int rank, int ranks) {
   const parallel::Block range = parallel::block_of(box.local_numel(), sharers, rank / halves);
   add("teacher/exp_avg/experts.w", {box, range.first, range.count});
   if (rank == ranks - 1) {
-    add("teacher/param/router.weight",
-        SliceExtent::whole_box(ShardSpec::whole(tensors().at("teacher/param/router.weight").shape)));
-    add("student/count/tokens", SliceExtent::whole_box(ShardSpec::whole({3})));
+    add("teacher/parameters/router.weight",
+        SliceExtent::whole_box(ShardSpec::whole(tensors().at("teacher/parameters/router.weight").shape)));
+    add("student/counts/tokens", SliceExtent::whole_box(ShardSpec::whole({3})));
   }
   return slices;
 }

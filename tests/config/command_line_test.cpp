@@ -62,9 +62,8 @@ TEST(CommandLine, HelpAndVersionNeedNoCommand) {
 }
 
 TEST(CommandLine, RefusesUnknownCommands) {
-  expect_refused({}, {"no command", "tokenize, train, evaluate, generate, bench step"});
+  expect_refused({}, {"no command", "tokenize, train, distill, evaluate, generate, bench step"});
   expect_refused({"trian"}, {"unknown command trian", "did you mean train?"});
-  expect_refused({"distill"}, {"distill", "not in version"});
   expect_refused({"checkpoint", "lst"}, {"checkpoint lst", "there is none", "checkpoint list"});
   expect_refused({"checkpoint"}, {"its second word is missing", "checkpoint verify"});
   expect_refused({"report", "runs/a"}, {"report", "not in version"});
@@ -195,7 +194,7 @@ TEST(Roles, RefusesPrefixesThatMeanNothing) {
     expect_refused({"train", "--config=" + scratch.write("run.ini", text)}, parts);
   };
   refused("[teacher.run]\ndir = x\n", {"run.dir", "whole run"});
-  refused("[student.model]\nlayers = 2\n", {"student", "teacher alone"});
+  refused("[studnt.model]\nlayers = 2\n", {"studnt.model.layers", "student.model.layers"});
   expect_refused({"train", "--student.model.layers=2"}, {"--student.model.layers"});
 }
 

@@ -76,7 +76,9 @@ TEST(Help, ListsTheKeysOfTheCommandOnly) {
   EXPECT_EQ(train.find("generate.top_k"), std::string::npos);
   EXPECT_NE(command_help(Command::generate).find("--generate.top_k=50"), std::string::npos);
   EXPECT_NE(general_help().find("bench step"), std::string::npos);
-  EXPECT_EQ(general_help().find("distill"), std::string::npos);
+  EXPECT_NE(general_help().find("distill"), std::string::npos);
+  EXPECT_NE(command_help(Command::distill).find("--distill.alpha=0.9"), std::string::npos);
+  EXPECT_EQ(train.find("distill.alpha"), std::string::npos);
 }
 
 }  // namespace

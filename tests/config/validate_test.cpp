@@ -133,7 +133,6 @@ TEST(Validate, ChecksTheOtherCommands) {
   refused_command({"tokenize", "--input=x", "--output=y"}, 2, {"2 ranks"});
   refused_command({"evaluate"}, 1, {"--checkpoint is missing"});
   refused_command({"generate"}, 1, {"--checkpoint is missing"});
-  refused_command({"generate", "--checkpoint=x", "--role=student"}, 1, {"--role=student", "teacher"});
   refused_command({"evaluate", "--checkpoint=x"}, 1, {"data.valid"});
   EXPECT_NO_THROW(validate(parse({"tokenize", "--input=x", "--output=y"}).config, 1));
   EXPECT_NO_THROW(

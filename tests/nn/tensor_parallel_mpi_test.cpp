@@ -196,6 +196,39 @@ TEST(TensorParallel, AnEmptyVocabularyShardTakesPart) {
   expect_same_gradients(sharded.parameters, whole.parameters);
 }
 
+TEST(TensorParallel, LogitsObserverSeesItsSliceOfTheSameChunksOnEveryRank) {
+  const parallel::Communicator& tp = tensor_grid().comm(Axis::tensor);
+  const TokenBatch batch = batch_of(2);
+  const std::int64_t seq = batch.tokens_BS.size(1), part = seq / tp.size();
+  const at::Tensor h = random_tensor({2, seq, 6}, 1);
+  const at::Tensor h_part = h.narrow(1, part * tp.rank(), part).contiguous();
+  for (const std::int64_t vocab : {13, 11, 9}) {  // 9 leaves the last of 4 ranks no row
+    const parallel::Block block = parallel::block_of(vocab, tp.size(), tp.rank());
+    const at::Tensor weight = random_tensor({vocab, 6}, 2).narrow(0, block.first, block.count).contiguous();
+    const at::Tensor labels =
+        at::where(batch.labels_BS.ge(0), batch.labels_BS.remainder(vocab), batch.labels_BS);
+    const auto loss = [&](const CrossEntropyOptions& options) {
+      return vocab_parallel_cross_entropy(h_part, {weight}, labels, block.first, tp, options);
+    };
+    std::vector<at::Tensor> seen;
+    std::int64_t next = 0;
+    const CrossEntropy watched =
+        loss({4, [&](at::Tensor& logits_Cv, std::int64_t first) {
+                EXPECT_EQ(first, next);
+                next += logits_Cv.size(0);
+                at::Tensor sum = logits_Cv.sum(1);  // an observer may communicate
+                parallel::all_reduce_(sum, parallel::ReduceOp::sum, tp, parallel::Traffic::other);
+                const at::Tensor rows = h.view({2 * seq, 6}).narrow(0, first, logits_Cv.size(0));
+                expect_close(sum, at::mm(rows, random_tensor({vocab, 6}, 2).t()).sum(1), 1e-12,
+                             "sum over the vocabulary");
+                seen.push_back(logits_Cv.clone());
+              }});
+    EXPECT_EQ(next, 2 * seq);
+    expect_close(at::cat(seen), at::mm(h.view({2 * seq, 6}), weight.t()), 1e-13, "logits");
+    EXPECT_TRUE(at::equal(watched.per_token, loss({4}).per_token));
+  }
+}
+
 TEST(TensorParallel, InputGradientOfTheCrossEntropy) {
   const at::Tensor weight = random_tensor({11, 6}, 2);
   const TokenBatch batch = batch_of(2);

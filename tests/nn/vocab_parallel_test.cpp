@@ -101,6 +101,61 @@ TEST(CrossEntropy, NothingButTheLossWithoutGradients) {
   EXPECT_EQ(loss.per_token[1].item<double>(), 0.0);
 }
 
+/// Clones what it sees and then spoils and restores it, as an encoder that selects in place does.
+struct RecordingObserver {
+  std::vector<at::Tensor> logits;
+  std::vector<std::int64_t> first_tokens;
+  CrossEntropyOptions options(std::int64_t chunk) {
+    return {chunk, [this](at::Tensor& logits_Cv, std::int64_t first_token) {
+              EXPECT_FALSE(at::GradMode::is_enabled());
+              EXPECT_TRUE(logits_Cv.is_contiguous());
+              logits.push_back(logits_Cv.clone());
+              first_tokens.push_back(first_token);
+              logits_Cv.fill_(-1e4);
+              logits_Cv.copy_(logits.back());
+            }};
+  }
+};
+
+TEST(CrossEntropy, ObserverSeesTheLogitsAndChangesNothing) {
+  const at::Tensor labels = labels_of(2, 5, 11);
+  for (const at::ScalarType dtype : {at::kDouble, at::kFloat, at::kBFloat16}) {
+    for (const std::int64_t chunk : {1, 3, 10, 64}) {
+      const auto run = [&](const CrossEntropyOptions& options) {
+        const at::Tensor h = random_tensor({2, 5, 6}, 1, dtype).requires_grad_();
+        const at::Tensor w = random_tensor({11, 6}, 2, dtype).requires_grad_();
+        const CrossEntropy loss = vocab_parallel_cross_entropy(h, {w}, labels, 0, alone, options);
+        (loss.sum * 1.7).backward();
+        return Inputs{loss.sum.detach(), loss.per_token, h.grad(), w.grad()};
+      };
+      RecordingObserver observer;
+      const Inputs watched = run(observer.options(chunk)), plain = run({chunk});
+      for (std::size_t i = 0; i < plain.size(); ++i) {
+        EXPECT_TRUE(at::equal(watched[i], plain[i])) << "result " << i << ", chunk " << chunk;
+      }
+      for (std::size_t i = 0; i < observer.first_tokens.size(); ++i) {
+        EXPECT_EQ(observer.first_tokens[i], static_cast<std::int64_t>(i) * chunk);
+      }
+      const at::Tensor h_ND = random_tensor({2, 5, 6}, 1, dtype).view({10, 6});
+      const at::Tensor expected = at::mm(h_ND, random_tensor({11, 6}, 2, dtype).t());
+      expect_close(at::cat(observer.logits), expected, dtype == at::kBFloat16 ? 1e-2 : 1e-6, "logits");
+    }
+  }
+}
+
+TEST(CrossEntropy, ObserverSeesTheLogitsWithoutGradients) {
+  const at::NoGradGuard no_grad;
+  const at::Tensor labels = labels_of(1, 6, 11);
+  const at::Tensor h = random_tensor({1, 6, 4}, 1), w = random_tensor({11, 4}, 2).requires_grad_();
+  RecordingObserver observer;
+  const CrossEntropy loss = vocab_parallel_cross_entropy(h, {w}, labels, 0, alone, observer.options(4));
+  expect_close(at::cat(observer.logits), at::mm(h.view({6, 4}), w.t()), 1e-13, "logits");
+  expect_close(loss.per_token, plain_cross_entropy(h, w, labels), 1e-13, "per token");
+  RecordingObserver nobody;
+  vocab_parallel_cross_entropy(h.narrow(0, 0, 0), {w}, labels.narrow(0, 0, 0), 0, alone, nobody.options(4));
+  EXPECT_TRUE(nobody.logits.empty());
+}
+
 TEST(CrossEntropy, NoTokens) {
   const at::Tensor h = at::empty({0, 6, 4}, at::kFloat).requires_grad_();
   const at::Tensor w = random_tensor({11, 4}, 2, at::kFloat).requires_grad_();

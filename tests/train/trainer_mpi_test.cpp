@@ -198,6 +198,7 @@ TEST(StateDict, ScalarsSurviveAndNoneIsForgotten) {
   state.loss_scale = {0.1, 5, 6, 7, true};
   state.balance.previous_tokens = 8;
   state.cursor.next_position = 9;
+  state.objective = "{\"gate\":0.1}";
   TrainState read;
   // Through text, as it is in the manifest.
   scalars_from_json(nlohmann::json::parse(scalars_to_json(state).dump()), read);
@@ -207,8 +208,9 @@ TEST(StateDict, ScalarsSurviveAndNoneIsForgotten) {
   EXPECT_EQ(read.loss_scale, state.loss_scale);
   EXPECT_EQ(read.balance.previous_tokens, state.balance.previous_tokens);
   EXPECT_EQ(read.cursor.next_position, state.cursor.next_position);
+  EXPECT_EQ(read.objective, state.objective);
   nlohmann::json json = scalars_to_json(state);
-  for (const std::string name : {"step", "tokens", "updates", "loss_scale", "previous_tokens", "cursor"}) {
+  for (const std::string name : {"step", "tokens", "updates", "loss_scale", "previous_tokens", "cursor", "objective"}) {
     nlohmann::json without = json;
     without.erase(name);
     EXPECT_THROW(scalars_from_json(without, read), base::CheckpointError) << name;

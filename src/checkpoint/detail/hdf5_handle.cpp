@@ -10,8 +10,6 @@
 namespace athanor::checkpoint::detail {
 namespace {
 
-constexpr std::int64_t align_from_bytes = 64 << 10;  // smaller data need no page of their own
-constexpr std::int64_t align_bytes = 4 << 10;
 constexpr std::size_t max_list = 32;
 constexpr std::size_t max_text = 4096;
 
@@ -28,15 +26,6 @@ herr_t keep_last(unsigned /*depth*/, const H5E_error2_t* error, void* text) {
   H5Ewalk2(H5E_DEFAULT, H5E_WALK_DOWNWARD, keep_last, &reason);
   H5Eclear2(H5E_DEFAULT);
   throw Hdf5Failure(fmt::format("HDF5 cannot {}: {}", action, reason));
-}
-
-Hdf5Handle file_access() {
-  Hdf5Handle access(H5Pcreate(H5P_FILE_ACCESS), H5Pclose, "make properties");
-  hdf5_check(H5Pset_libver_bounds(access.id(), H5F_LIBVER_V110, H5F_LIBVER_V110), "set the format version");
-  hdf5_check(H5Pset_file_locking(access.id(), false, true), "switch file locks off");
-  // A file that cannot be closed fully must not stay half open.
-  hdf5_check(H5Pset_fclose_degree(access.id(), H5F_CLOSE_STRONG), "set the closing mode");
-  return access;
 }
 
 Hdf5Handle scalar_space() {
@@ -111,12 +100,13 @@ void hdf5_check(std::int64_t status, const char* action) {
   }
 }
 
-Hdf5Handle create_hdf5_file(const std::string& path, std::int64_t metadata_bytes) {
-  const Hdf5Handle access = file_access();
-  hdf5_check(H5Pset_alignment(access.id(), align_from_bytes, align_bytes), "set the alignment");
-  hdf5_check(H5Pset_meta_block_size(access.id(), static_cast<hsize_t>(metadata_bytes)),
-             "set the size of metadata blocks");
-  return {H5Fcreate(path.c_str(), H5F_ACC_EXCL, H5P_DEFAULT, access.id()), H5Fclose, "create the file"};
+Hdf5Handle file_access() {
+  Hdf5Handle access(H5Pcreate(H5P_FILE_ACCESS), H5Pclose, "make properties");
+  hdf5_check(H5Pset_libver_bounds(access.id(), H5F_LIBVER_V110, H5F_LIBVER_V110), "set the format version");
+  hdf5_check(H5Pset_file_locking(access.id(), false, true), "switch file locks off");
+  // Objects that an error left open must not keep their file open.
+  hdf5_check(H5Pset_fclose_degree(access.id(), H5F_CLOSE_STRONG), "set the closing mode");
+  return access;
 }
 
 Hdf5Handle open_hdf5_file(const std::string& path) {

@@ -45,10 +45,10 @@ class Hdf5Handle {
 /// Throws Hdf5Failure naming `action` when `status`, the result of a call, is negative.
 void hdf5_check(std::int64_t status, const char* action);
 
-/// A new file of format V110 (metadata with checksums). With `metadata_bytes` the library reserves metadata
-/// in blocks of that size instead of among the data. Fails when `path` exists.
-Hdf5Handle create_hdf5_file(const std::string& path, std::int64_t metadata_bytes);
-/// An existing file, read only, without file locks (checkpoints never change; some file systems have none).
+/// Properties for opening and creating files: format V110, no file locks (checkpoints never change; some file
+/// systems have none).
+Hdf5Handle file_access();
+/// An existing file, read only.
 Hdf5Handle open_hdf5_file(const std::string& path);
 
 /// The stored type of elements: little-endian; bf16 as unsigned 16-bit integers.

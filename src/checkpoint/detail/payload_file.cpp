@@ -18,8 +18,8 @@
 namespace athanor::checkpoint::detail {
 namespace {
 
-// Hashing and writing go piece by piece, so that the second finds the bytes in the cache. Reading does not: large
-// calls keep the disk busy whatever the system's read-ahead is.
+// Hashing and writing go piece by piece, so that the second finds the bytes in the cache. Reading does not:
+// large calls keep the disk busy whatever the system's read-ahead is.
 constexpr std::int64_t piece_bytes = 512 << 10;
 constexpr std::int64_t call_bytes = std::int64_t{1} << 30;
 
@@ -67,12 +67,12 @@ std::int64_t find_exponent(const Bits* data, std::int64_t count, Bits mask) {
 
 }  // namespace
 
-PayloadFile PayloadFile::open_for_writing(const std::string& path) {
-  const int fd = ::open(path.c_str(), O_WRONLY | O_CLOEXEC);
+PayloadFile PayloadFile::create(const std::string& path) {
+  const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
   if (fd < 0) {
     fail_writing(path, errno);
   }
-  return {path, fd};
+  return {path, fd, true};
 }
 
 PayloadFile PayloadFile::open_for_reading(const std::string& path) {
@@ -81,17 +81,22 @@ PayloadFile PayloadFile::open_for_reading(const std::string& path) {
     fail_reading(path, reason_of(errno));
   }
   ::posix_fadvise(fd, 0, 0, POSIX_FADV_SEQUENTIAL);
-  return {path, fd};
+  return {path, fd, false};
 }
 
 PayloadFile::~PayloadFile() {
   if (fd_ >= 0) {
     ::close(fd_);
   }
+  if (is_unfinished_) {
+    ::unlink(path_.c_str());
+  }
 }
 
 PayloadFile::PayloadFile(PayloadFile&& other) noexcept
-    : path_(std::move(other.path_)), fd_(std::exchange(other.fd_, -1)) {}
+    : path_(std::move(other.path_)),
+      fd_(std::exchange(other.fd_, -1)),
+      is_unfinished_(std::exchange(other.is_unfinished_, false)) {}
 
 std::int64_t PayloadFile::bytes() const {
   struct stat status {};
@@ -142,6 +147,7 @@ void PayloadFile::finish() {
   if (::close(std::exchange(fd_, -1)) != 0) {
     fail_writing(path_, errno);
   }
+  is_unfinished_ = false;
 }
 
 std::uint64_t PayloadFile::read(void* data, std::int64_t bytes, std::int64_t offset) const {

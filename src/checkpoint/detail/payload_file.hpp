@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 
 #include "checkpoint/tensor_slice.hpp"
 
@@ -13,8 +14,8 @@ namespace athanor::checkpoint::detail {
 /// system's reason.
 class PayloadFile {
  public:
-  /// An existing file.
-  static PayloadFile open_for_writing(const std::string& path);
+  /// A new file. It is removed again unless finish() is reached.
+  static PayloadFile create(const std::string& path);
   static PayloadFile open_for_reading(const std::string& path);
   ~PayloadFile();
   PayloadFile(PayloadFile&& other) noexcept;
@@ -38,10 +39,12 @@ class PayloadFile {
   std::uint64_t read(void* data, std::int64_t bytes, std::int64_t offset) const;
 
  private:
-  PayloadFile(std::string path, int fd) : path_(std::move(path)), fd_(fd) {}
+  PayloadFile(std::string path, int fd, bool is_unfinished)
+      : path_(std::move(path)), fd_(fd), is_unfinished_(is_unfinished) {}
 
   std::string path_;
   int fd_ = -1;
+  bool is_unfinished_ = false;
 };
 
 /// Index of the first element that is infinite or not a number; -1 when there is none.

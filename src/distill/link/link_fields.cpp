@@ -84,7 +84,8 @@ Field hidden_field(const FieldOptions& options, const RoleLayout& sender, const 
   return field;
 }
 
-Field column_sharded_field(const FieldOptions& options, const RoleLayout& sender, const RoleLayout& receiver) {
+Field column_sharded_field(const FieldOptions& options, const RoleLayout& sender,
+                           const RoleLayout& receiver) {
   Field field = row_field(options, sender);
   const auto shares = [&](const RoleLayout& layout) {
     return shares_of(layout, field.shape, [&](int rank) {

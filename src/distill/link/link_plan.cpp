@@ -25,14 +25,16 @@ Range RoleLayout::micro_batch_rows(int role_rank, std::int64_t index) const {
 
 void RoleLayout::validate() const {
   if (dp < 1 || tp < 1 || world_ranks.size() != static_cast<std::size_t>(dp) * static_cast<std::size_t>(tp)) {
-    throw base::ConfigError("role {} has {} ranks for dp {} x tp {} (the product must be the number of ranks) "
-                            "change its ranks or its parallel.tp",
-                            name, world_ranks.size(), dp, tp);
+    throw base::ConfigError(
+        "role {} has {} ranks for dp {} x tp {} (the product must be the number of ranks) "
+        "change its ranks or its parallel.tp",
+        name, world_ranks.size(), dp, tp);
   }
   if (micro_batch < 1 || global_batch < 1 || seq < 1) {
-    throw base::ConfigError("role {} has micro-batches of {} of {} sequences of {} tokens (all must be positive) "
-                            "change batch.micro, batch.global or batch.seq",
-                            name, micro_batch, global_batch, seq);
+    throw base::ConfigError(
+        "role {} has micro-batches of {} of {} sequences of {} tokens (all must be positive) "
+        "change batch.micro, batch.global or batch.seq",
+        name, micro_batch, global_batch, seq);
   }
 }
 
@@ -61,10 +63,11 @@ LinkPlan::LinkPlan(RoleLayout sender, RoleLayout receiver, std::vector<Field> fi
   sender_.validate();
   receiver_.validate();
   if (sender_.global_batch != receiver_.global_batch || sender_.seq != receiver_.seq) {
-    throw base::ConfigError("role {} has steps of {} sequences of {} tokens, role {} of {} of {} (a step is the "
-                            "same batch for both) set batch.global and batch.seq once, for the run",
-                            sender_.name, sender_.global_batch, sender_.seq, receiver_.name,
-                            receiver_.global_batch, receiver_.seq);
+    throw base::ConfigError(
+        "role {} has steps of {} sequences of {} tokens, role {} of {} of {} (a step is the "
+        "same batch for both) set batch.global and batch.seq once, for the run",
+        sender_.name, sender_.global_batch, sender_.seq, receiver_.name, receiver_.global_batch,
+        receiver_.seq);
   }
   for (const Field& field : fields_) {
     ATHANOR_CHECK(std::ssize(field.sender) == sender_.num_ranks() &&

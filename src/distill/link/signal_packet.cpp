@@ -94,7 +94,7 @@ std::uint64_t hash_of_rows(const RowTags& tags, std::int64_t first, std::int64_t
 }
 
 void seal_packet(const PacketHeader& header, parallel::ByteBuffer& packet) {
-  ATHANOR_CHECK(std::ssize_t(packet.size()) == packet_header_bytes + header.payload_bytes,
+  ATHANOR_CHECK(static_cast<std::int64_t>(packet.size()) == packet_header_bytes + header.payload_bytes,
                 "a packet of {} bytes with {} of payload", packet.size(), header.payload_bytes);
   std::memset(packet.data(), 0, packet_header_bytes);
   std::uint64_t magic = packet_magic;

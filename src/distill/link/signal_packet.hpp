@@ -1,6 +1,6 @@
 // The header in front of every packet from a teacher rank to a student rank, and the check of both.
 //
-// A packet is a header of 88 bytes, little-endian, and a payload. The checksum is XXH3-64 of the whole packet
+// A packet is a header of 80 bytes, little-endian, and a payload. The checksum is XXH3-64 of the whole packet
 // with the checksum's own bytes zero.
 #pragma once
 
@@ -18,7 +18,7 @@ enum class ControlWord : std::uint8_t { go = 1, cut = 2, cut_and_stop = 3 };
 /// How the teacher's own step ended. A skipped step had a non-finite loss or gradient.
 enum class StepOutcome : std::uint8_t { pending = 0, finite = 1, skipped = 2 };
 
-inline constexpr std::int64_t packet_header_bytes = 88;
+inline constexpr std::int64_t packet_header_bytes = 80;
 
 /// What a packet says about itself.
 struct PacketHeader {

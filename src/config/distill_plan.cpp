@@ -1,0 +1,379 @@
+#include "config/distill_plan.hpp"
+
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <cmath>
+#include <limits>
+#include <optional>
+
+#include "base/error.hpp"
+#include "config/ini.hpp"
+#include "config/value_text.hpp"
+#include "data/dataset.hpp"
+
+namespace athanor::config {
+namespace {
+
+using base::ConfigError;
+using distill::LayerPair;
+using distill::Phase;
+
+template <typename Number>
+std::optional<Number> read_number(std::string_view text) {
+  Number value{};
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  const bool is_whole = error == std::errc() && end == text.data() + text.size();
+  return is_whole ? std::optional(value) : std::nullopt;
+}
+
+std::vector<std::string_view> split_at_colons(std::string_view text) {
+  std::vector<std::string_view> parts;
+  for (;;) {
+    const std::size_t colon = text.find(':');
+    parts.push_back(text.substr(0, colon));
+    if (colon == std::string_view::npos) {
+      return parts;
+    }
+    text.remove_prefix(colon + 1);
+  }
+}
+
+// `list` is a number: so many pairs.
+std::optional<std::int64_t> pair_count(const std::string& list) {
+  return read_number<std::int64_t>(list);
+}
+
+bool has_pairs(const std::string& list) {
+  return !split_list(list).empty() && pair_count(list) != 0;
+}
+
+std::vector<LayerPair> read_pairs(const std::string& list) {
+  std::vector<LayerPair> pairs;
+  for (const std::string& item : split_list(list)) {
+    const std::vector<std::string_view> parts = split_at_colons(item);
+    const auto student = read_number<std::int64_t>(parts[0]);
+    const auto teacher = parts.size() > 1 ? read_number<std::int64_t>(parts[1]) : std::nullopt;
+    const auto weight = parts.size() > 2 ? read_number<double>(parts[2]) : std::optional(1.0);
+    if (!student || !teacher || !weight || parts.size() > 3) {
+      throw ConfigError(
+          "{} is no pair of layers (layers are counted from 0) give a number of pairs, or a list of "
+          "student:teacher[:weight]",
+          item);
+    }
+    pairs.push_back({*student, *teacher, *weight});
+  }
+  return pairs;
+}
+
+std::vector<LayerPair> make_pairs(const std::string& key, const std::string& list, const RunConfig& config,
+                                  const RoleConfig& student) {
+  if (!has_pairs(list)) {
+    return {};
+  }
+  const std::int64_t student_layers = student.model.layers;
+  const std::int64_t teacher_layers = config.roles.front().model.layers;
+  try {
+    if (const std::optional<std::int64_t> count = pair_count(list)) {
+      return distill::uniform_pairs(*count, student_layers, teacher_layers);
+    }
+    return distill::checked_pairs(read_pairs(list), student_layers, teacher_layers);
+  } catch (const ConfigError& error) {
+    throw ConfigError("{}={} of the {}: {}", key, list, student.name, error.what());
+  }
+}
+
+constexpr std::string_view feature_alignment = "feature_alignment";
+constexpr std::string_view soft_label = "soft_label";
+constexpr std::string_view joint = "joint";
+
+// The stages by names and fractions, feature terms as shares of their weights.
+std::vector<Phase> listed_phases(const std::string& list, const Phase& base) {
+  const std::vector<Phase> preset = distill::phase_preset("three_stage", base);
+  std::vector<Phase> phases;
+  bool is_aligned = false;
+  for (const std::string& item : split_list(list)) {
+    const std::vector<std::string_view> parts = split_at_colons(item);
+    const auto model = std::find_if(preset.begin(), preset.end(),
+                                    [&](const Phase& phase) { return phase.name == parts[0]; });
+    const double fraction =
+        parts.size() == 2 ? read_number<double>(parts[1]).value_or(std::nan("")) : std::nan("");
+    if (model == preset.end() || !std::isfinite(fraction)) {
+      throw ConfigError(
+          "distill.phases={} ({} is no stage) use three_stage, kl_hidden_task, joint, or a list of "
+          "kind:fraction with the kinds {}, {}, {}",
+          list, item, feature_alignment, soft_label, joint);
+    }
+    Phase phase = model->name == joint && !is_aligned ? base : *model;
+    phase.name = model->name;
+    phase.fraction = fraction;
+    is_aligned = is_aligned || model->name == feature_alignment;
+    phases.push_back(std::move(phase));
+  }
+  return phases;
+}
+
+std::vector<Phase> named_phases(const std::string& text, const Phase& base) {
+  if (text == "three_stage" || text == "kl_hidden_task") {
+    return distill::phase_preset(text, base);
+  }
+  if (text == joint) {
+    Phase phase = base;
+    phase.name = joint;
+    return {phase};
+  }
+  return listed_phases(text, base);
+}
+
+// Steps after which the temperature changes, so that a stage of `steps` goes through all its values.
+std::int64_t spread_period(const distill::TemperatureSchedule& schedule, std::int64_t steps) {
+  if (schedule.step_change >= 0.0) {
+    return 0;
+  }
+  constexpr double rounding = 1e-9;
+  const double changes = std::ceil((schedule.first - schedule.minimum) / -schedule.step_change - rounding);
+  const double levels = std::max(changes, 0.0) + 1.0;
+  return std::max<std::int64_t>(1, static_cast<std::int64_t>(std::ceil(static_cast<double>(steps) / levels)));
+}
+
+void check_terms(const Phase& phase, const RunConfig& config) {
+  if (phase.uses_kd() || phase.ce.base > 0.0 || phase.uses_hidden() || phase.uses_attention()) {
+    return;
+  }
+  throw ConfigError(
+      "distill.phases={} (the stage {} is about hidden states and attention, and "
+      "distill.hidden_layers={} with weight {}, distill.attention_layers={} with weight {} leave it nothing "
+      "to learn) choose layers, or other stages",
+      config.distill.phases, phase.name, config.distill.hidden_layers, config.distill.hidden_weight,
+      config.distill.attention_layers, config.distill.attention_weight);
+}
+
+std::int64_t type_bytes(base::ComputeType type) {
+  switch (type) {
+    case base::ComputeType::f32:
+      return 4;
+    case base::ComputeType::bf16:
+    case base::ComputeType::fp16:
+      return 2;
+    case base::ComputeType::f64:
+      return 8;
+  }
+  return 8;
+}
+
+std::int64_t payload_bytes(const RunConfig& config, std::int64_t full_bytes) {
+  const DistillSection& section = config.distill;
+  const RoleConfig& teacher = config.roles.front();
+  const auto temperatures =
+      static_cast<std::int64_t>(section.temperature.in_use(0, train_domains(config)).size());
+  switch (section.codec.kind) {
+    case distill::PayloadKind::none:
+      return 0;
+    case distill::PayloadKind::full:
+      return distill::full_bytes_per_token(teacher.model.vocab_size, full_bytes);
+    case distill::PayloadKind::hidden:
+      return teacher.model.hidden * type_bytes(teacher.precision.compute);
+    case distill::PayloadKind::topk:
+      return distill::topk_bytes_per_token(section.codec.top_k, temperatures, full_bytes);
+    case distill::PayloadKind::sampled:
+      return distill::sampled_bytes_per_token(section.codec.samples, temperatures, full_bytes);
+  }
+  throw base::InternalError("no such codec");
+}
+
+void check_precisions(const RunConfig& config) {
+  const RoleConfig& teacher = config.roles.front();
+  const bool is_f64 = teacher.precision.compute == base::ComputeType::f64;
+  for (const RoleConfig& role : config.roles) {
+    if ((role.precision.compute == base::ComputeType::f64) != is_f64) {
+      throw ConfigError(
+          "{}.precision.compute={} ({}.precision.compute={}: signals have one accumulation type, f64 or f32) "
+          "use f64 in all roles or in none",
+          role.name, to_text(role.precision.compute), teacher.name, to_text(teacher.precision.compute));
+    }
+  }
+  if (is_f64 && config.distill.hidden_wire != base::WireType::full) {
+    throw ConfigError("distill.hidden_wire={} (precision.compute=f64 sends full values only) use full",
+                      to_text(config.distill.hidden_wire));
+  }
+}
+
+void check_freezing(const RunConfig& config) {
+  for (const RoleConfig& role : config.roles) {
+    if (role.frozen && role.kind == parallel::RoleKind::student) {
+      throw ConfigError("{}.frozen=true (a student is there to learn) only teacher.frozen can be true",
+                        role.name);
+    }
+    const bool is_given_weights =
+        !role.init.empty() || (config.run.resume != "auto" && config.run.resume != "never");
+    if (role.frozen && !is_given_weights) {
+      throw ConfigError(
+          "{}.frozen=true ({}.init is empty: its weights would stay random) name the checkpoint to load",
+          role.name, role.name);
+    }
+  }
+}
+
+void check_vocabularies(const RunConfig& config) {
+  const RoleConfig& teacher = config.roles.front();
+  for (const RoleConfig& role : config.roles) {
+    if (role.model.vocab_size != teacher.model.vocab_size) {
+      throw ConfigError(
+          "{}.model.vocab_size={} ({}.model.vocab_size={}: their distributions must be over the same tokens) "
+          "give both one vocabulary",
+          role.name, role.model.vocab_size, teacher.name, teacher.model.vocab_size);
+    }
+  }
+}
+
+void check_layer_maps(const RunConfig& config) {
+  for (std::size_t i = 1; i < config.roles.size(); ++i) {
+    hidden_pairs(config, config.roles[i]);
+    attention_pairs(config, config.roles[i]);
+  }
+  if (!has_pairs(config.distill.attention_layers)) {
+    return;
+  }
+  for (const RoleConfig& role : config.roles) {
+    if (role.model.recompute) {
+      throw ConfigError(
+          "distill.attention_layers={} ({}.model.recompute=true throws the queries and keys away) set "
+          "{}.model.recompute=false, or distill.attention_layers=0",
+          config.distill.attention_layers, role.name, role.name);
+    }
+  }
+}
+
+void check_domains(const RunConfig& config) {
+  const std::vector<std::string> domains = train_domains(config);
+  for (const auto& [domain, temperature] : config.distill.temperature.by_domain) {
+    if (std::find(domains.begin(), domains.end(), domain) == domains.end()) {
+      throw ConfigError(
+          "distill.temperature_by_domain={} (data.train has no domain {}: it has {}) use those names",
+          to_text(config.distill.temperature.by_domain), domain, fmt::join(domains, ", "));
+    }
+  }
+}
+
+}  // namespace
+
+std::vector<Phase> make_phases(const RunConfig& config) {
+  const DistillSection& section = config.distill;
+  const distill::FeatureMix mix;
+  Phase base;
+  base.hidden.base = mix.hidden;
+  base.attention.base = mix.attention;
+  base.kd_loss = section.kd;
+  base.hidden_loss = section.hidden.kind;
+  base.attention_loss = section.attention_loss;
+  base.alpha = section.alpha;
+  base.temperature = section.temperature;
+  base.codec = section.codec;
+  std::vector<Phase> phases = named_phases(section.phases, base);
+  for (Phase& phase : phases) {
+    const bool has_hidden = has_pairs(section.hidden_layers);
+    const bool has_attention = has_pairs(section.attention_layers);
+    phase.hidden.base = has_hidden ? phase.hidden.base / mix.hidden * section.hidden_weight : 0.0;
+    phase.attention.base =
+        has_attention ? phase.attention.base / mix.attention * section.attention_weight : 0.0;
+    if (section.temperature.period_steps == 0) {
+      const auto steps = std::llround(phase.fraction * static_cast<double>(config.train.steps));
+      phase.temperature.period_steps = spread_period(section.temperature, steps);
+    }
+    check_terms(phase, config);
+  }
+  // A vocabulary that is still to come from the tokenizer is checked when it is known.
+  const std::int64_t vocab = config.roles.front().model.vocab_size;
+  distill::validate(phases, vocab > 0 ? vocab : std::numeric_limits<std::int64_t>::max());
+  return phases;
+}
+
+std::vector<LayerPair> hidden_pairs(const RunConfig& config, const RoleConfig& student) {
+  return make_pairs("distill.hidden_layers", config.distill.hidden_layers, config, student);
+}
+
+std::vector<LayerPair> attention_pairs(const RunConfig& config, const RoleConfig& student) {
+  return make_pairs("distill.attention_layers", config.distill.attention_layers, config, student);
+}
+
+std::vector<std::string> train_domains(const RunConfig& config) {
+  std::vector<std::string> domains;
+  for (const data::SourceSpec& source : data::parse_sources(config.data.train)) {
+    if (std::find(domains.begin(), domains.end(), source.domain) == domains.end()) {
+      domains.push_back(source.domain);
+    }
+  }
+  return domains;
+}
+
+SignalBytes signal_bytes(const RunConfig& config, const RoleConfig& student) {
+  const DistillSection& section = config.distill;
+  const RoleConfig& teacher = config.roles.front();
+  const model::TransformerConfig& model = teacher.model;
+  const std::int64_t full_bytes = teacher.precision.compute == base::ComputeType::f64 ? 8 : 4;
+  const auto layers_of = [](std::vector<LayerPair> pairs) {  // a layer in two pairs travels once
+    std::sort(pairs.begin(), pairs.end(),
+              [](const LayerPair& a, const LayerPair& b) { return a.teacher_layer < b.teacher_layer; });
+    const auto end = std::unique(pairs.begin(), pairs.end(), [](const LayerPair& a, const LayerPair& b) {
+      return a.teacher_layer == b.teacher_layer;
+    });
+    return static_cast<std::int64_t>(end - pairs.begin());
+  };
+  SignalBytes bytes;
+  bytes.payload = payload_bytes(config, full_bytes);
+  bytes.hidden = layers_of(hidden_pairs(config, student)) *
+                 distill::state_bytes_per_token(model.hidden, section.hidden_wire, full_bytes);
+  bytes.attention = layers_of(attention_pairs(config, student)) *
+                    distill::attention_bytes_per_token(model.heads, model.kv_heads, model.resolved_head_dim(),
+                                                       section.hidden_wire, full_bytes);
+  bytes.loss = full_bytes;
+  if (section.codec.kind == distill::PayloadKind::hidden && !teacher.frozen) {
+    bytes.head = distill::head_bytes(model.vocab_size, model.hidden, type_bytes(teacher.precision.compute));
+  }
+  return bytes;
+}
+
+std::int64_t link_memory(const RunConfig& config, const RoleConfig& role,
+                         const parallel::ParallelDims& dims) {
+  if (config.command != Command::distill) {
+    return 0;
+  }
+  const auto share = [](std::int64_t total, std::int64_t parts) { return (total + parts - 1) / parts; };
+  const std::int64_t tokens = share(config.batch.global, dims.dp) * config.batch.seq;
+  if (role.kind == parallel::RoleKind::teacher) {
+    // Each rank sends its block of positions or columns.
+    std::int64_t sent = 0;
+    for (std::size_t i = 1; i < config.roles.size(); ++i) {
+      const SignalBytes bytes = signal_bytes(config, config.roles[i]);
+      sent += share(tokens * bytes.per_token(), dims.tp) + share(bytes.head, dims.dp * dims.tp);
+    }
+    return config.distill.window * sent;
+  }
+  const SignalBytes bytes = signal_bytes(config, role);
+  const bool is_sliced = config.distill.codec.kind == distill::PayloadKind::full;
+  const std::int64_t received = tokens * share(bytes.payload, is_sliced ? dims.tp : 1) +
+                                share(tokens * (bytes.hidden + bytes.attention), dims.tp) +
+                                tokens * bytes.loss + share(bytes.head, dims.tp);
+  return (config.distill.window + 1) * received;  // packets of the window, and the step that is consumed
+}
+
+void validate_distill(const RunConfig& config) {
+  ATHANOR_CHECK(config.roles.size() > 1, "a distill job has {} role", config.roles.size());
+  check_vocabularies(config);
+  check_precisions(config);
+  check_freezing(config);
+  check_layer_maps(config);
+  check_domains(config);
+  const distill::TemperatureSchedule& temperature = config.distill.temperature;
+  if (temperature.step_change > 0.0 && temperature.period_steps == 0) {
+    throw ConfigError(
+        "distill.temperature_step={} (with distill.temperature_period=0 the steps are spread down to "
+        "distill.temperature_min) give a period, or a step of 0 or less",
+        temperature.step_change);
+  }
+  make_phases(config);
+}
+
+}  // namespace athanor::config
