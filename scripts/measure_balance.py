@@ -70,7 +70,8 @@ def run_one(arguments, name, shape, extra, seed):
     options = {**shape, **extra}
     config = [f"--config={ROOT / options.pop('--config')}"] if "--config" in options else []
     options.update({
-        "parallel.ep": arguments.ranks if options.get("moe.experts", 128) else 1, "run.dir": folder, "run.seed": seed, "checkpoint.keep": 1,
+        "parallel.ep": arguments.ranks if options.get("moe.experts", 128) else 1, "run.dir": folder, "run.seed": seed,
+        "checkpoint.keep": 1,
         "train.steps": arguments.steps, "train.log_every": 100, "data.train": arguments.train,
         "data.tokenizer": arguments.tokenizer,
     })

@@ -67,13 +67,13 @@ part() {
 }
 
 sanitizer_tests() {
-  local labels='^(base|parallel|moe|data|checkpoint)$' targets
+  local labels='^(base|parallel|moe|data|checkpoint|distill)$' targets
   if ! cmake --preset asan; then
     count "sanitizer configuration" 1
     return 1
   fi
   mapfile -t targets < <(ninja -C build/asan -t targets all |
-    sed -n -E 's/^((base|parallel|moe|data|checkpoint)(_mpi)?_tests): phony$/\1/p')
+    sed -n -E 's/^((base|parallel|moe|data|checkpoint|distill)(_mpi)?_tests): phony$/\1/p')
   if [[ ${#targets[@]} -eq 0 ]] || ! cmake --build build/asan -j "$(cores)" --target "${targets[@]}"; then
     count "sanitizer build" 1
     return 1
@@ -99,8 +99,9 @@ elif ! part "build with tests" 8 scripts/build.sh test; then
   count "build" 1
 else
   part "lint" 2 run_ctest build/test -L '^lint$'
-  part "unit and MPI tests" 3 run_ctest build/test -LE '^(lint|contract)$'
+  part "unit and MPI tests" 3 run_ctest build/test -LE '^(lint|contract|fault)$'
   part "contracts" 3 run_ctest build/test -L '^contract$'
+  part "faults and distillation" 6 run_ctest build/test -L '^fault$'
   if [[ -x scripts/parity.sh ]]; then
     part "parity" 3 timeout 900 scripts/parity.sh
     count "parity" $?

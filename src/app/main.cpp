@@ -111,8 +111,8 @@ void check(config::ParsedCommand& parsed, int world_size, int local_ranks) {
   }
   for (std::size_t i = 0; i < config.roles.size() && !is_planned_elsewhere; ++i) {
     const parallel::ParallelDims dims = config::resolve_dims(config.roles[i], role_ranks[i]);
-    config::check_memory(config::estimate_memory(config, config.roles[i], dims), base::available_memory_bytes(),
-                         local_ranks);
+    config::check_memory(config::estimate_memory(config, config.roles[i], dims),
+                         base::available_memory_bytes(), local_ranks);
   }
 }
 

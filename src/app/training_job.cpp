@@ -47,7 +47,8 @@ void check_stored(const config::RunConfig& config, const checkpoint::Manifest& s
     sort_in(std::move(difference));
   }
   for (const auto& [content, key] :
-       {std::pair("train", "data.train"), std::pair("tokenizer", "data.tokenizer")}) {
+       {std::pair("train", "data.train"), std::pair("tokenizer", "data.tokenizer"),
+        std::pair("frozen", "teacher.init")}) {
     // An imported checkpoint names none.
     const std::string was = stored.data.is_object() ? stored.data.value(content, "") : "";
     const std::string is = current.data.value(content, "");

@@ -130,6 +130,8 @@ std::unique_ptr<std::byte[]> block_buffer() {
 }  // namespace
 
 struct CheckpointReader::State {
+  explicit State(const std::string& path);
+
   std::string folder;
   Manifest manifest;
   std::map<std::string_view, std::vector<const StoredSlice*>> slices;  // by tensor
@@ -143,6 +145,15 @@ struct CheckpointReader::State {
   void verify_file(const StoredFile& file, const std::vector<const StoredSlice*>& wanted, std::byte* buffer,
                    std::vector<std::string>& problems) const;
 };
+
+CheckpointReader::State::State(const std::string& path) : folder(path), manifest(load_manifest(path)) {
+  for (const StoredFile& file : manifest.files) {
+    detail::check_file_size(folder, file);
+  }
+  for (const StoredSlice& slice : manifest.slices) {
+    slices[slice.tensor].push_back(&slice);
+  }
+}
 
 void CheckpointReader::State::check_target(const TensorSlice& target) const {
   const auto found = manifest.tensors.find(target.name);
@@ -222,16 +233,7 @@ void CheckpointReader::State::verify_file(const StoredFile& file,
   }
 }
 
-CheckpointReader::CheckpointReader(const std::string& folder) : state_(std::make_unique<State>()) {
-  state_->folder = folder;
-  state_->manifest = load_manifest(folder);
-  for (const StoredFile& file : state_->manifest.files) {
-    detail::check_file_size(folder, file);
-  }
-  for (const StoredSlice& slice : state_->manifest.slices) {
-    state_->slices[slice.tensor].push_back(&slice);
-  }
-}
+CheckpointReader::CheckpointReader(const std::string& folder) : state_(std::make_unique<State>(folder)) {}
 
 CheckpointReader::~CheckpointReader() = default;
 

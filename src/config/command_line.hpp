@@ -24,13 +24,16 @@ struct ParsedCommand {
 };
 
 /// `<command> [--config=FILE] [--section.key=value ...]`; argv[0] is left out of account. The command line
-/// wins over the file; a key prefixed with a role's name wins over one without. Throws ConfigError (unknown,
-/// repeated or misplaced option, bad value) or MissingInputError (no such file); --help, --version and
+/// wins over the file; a key prefixed with a role's name wins over one for all students, and that over one
+/// without. Roles: those of distill.students; other commands than distill keep one. Throws ConfigError
+/// (unknown, repeated or misplaced option, bad value) or MissingInputError (no such file); --help, --version
+/// and
 /// --dump-docs win over those errors that only come from values.
 ParsedCommand parse_command_line(int argc, const char* const* argv);
 
 /// The values of evaluate and generate that come from the checkpoint's run: `base` (its config.ini) first,
-/// then the user's settings. Throws as parse_command_line.
+/// then the user's settings. Roles are those of `base`; the one that the setting `role` names stays, as
+/// roles[0]. Throws as parse_command_line, and for a role that `base` does not have.
 RunConfig resolve_with_base(Command command, const std::vector<Setting>& base,
                             const std::vector<Setting>& settings);
 

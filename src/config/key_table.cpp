@@ -1,89 +1,10 @@
 // The one table of keys: from it come the options, --help, --print-config, docs/configuration.md and the
 // suggestions for mistyped names. Defaults are those of the structs.
-#include <map>
-#include <type_traits>
-#include <utility>
-
 #include "config/key.hpp"
-#include "config/value_text.hpp"
+#include "config/key_group.hpp"
 
 namespace athanor::config {
 namespace {
-
-// What a key says of itself besides its name and field.
-struct About {
-  std::string help;
-  std::string unit{};
-  Range range{};
-};
-
-// Collects keys that share commands and a section.
-class KeyGroup {
- public:
-  KeyGroup(std::vector<Key>& keys, std::string section, const CommandSet& commands)
-      : keys_(keys), section_(std::move(section)), commands_(commands) {}
-
-  KeyGroup& per_role() {
-    per_role_ = true;
-    return *this;
-  }
-  KeyGroup& from_checkpoint() {
-    from_checkpoint_ = true;
-    return *this;
-  }
-
-  // `field(run, role)` returns a reference to the value.
-  template <typename Field>
-  KeyGroup& add(const std::string& name, Field field, const About& about) {
-    using Value =
-        std::remove_cvref_t<decltype(field(std::declval<RunConfig&>(), std::declval<RoleConfig&>()))>;
-    Key key;
-    key.name = section_.empty() ? name : section_ + "." + name;
-    describe<Value>(key, about);
-    key.unit = about.unit;
-    key.help = about.help;
-    key.per_role = per_role_;
-    key.commands = commands_;
-    key.from_checkpoint = from_checkpoint_;
-    key.get = [field](const RunConfig& run, const RoleConfig& role) { return to_text(field(run, role)); };
-    key.set = [field, range = about.range](RunConfig& run, RoleConfig& role, const std::string& text) {
-      from_text(text, range, field(run, role));
-    };
-    keys_.push_back(std::move(key));
-    return *this;
-  }
-
- private:
-  template <typename Value>
-  static void describe(Key& key, const About& about) {
-    if constexpr (std::is_same_v<Value, bool>) {
-      key.type = "true or false";
-    } else if constexpr (std::is_enum_v<Value>) {
-      key.type = "one of";
-      key.legal = legal_words<Value>();
-    } else if constexpr (std::is_same_v<Value, std::vector<moe::BalanceKind>>) {
-      key.type = "none or list of";
-      key.legal = legal_words<moe::BalanceKind>();
-    } else if constexpr (std::is_same_v<Value, std::map<std::string, double>>) {
-      key.type = "list of name:number";
-      key.legal = about.range.text();
-    } else if constexpr (std::is_integral_v<Value>) {
-      key.type = "integer";
-      key.legal = about.range.text();
-    } else if constexpr (std::is_floating_point_v<Value>) {
-      key.type = "number";
-      key.legal = about.range.text();
-    } else {
-      key.type = "text";
-    }
-  }
-
-  std::vector<Key>& keys_;
-  std::string section_;
-  CommandSet commands_;
-  bool per_role_ = false;
-  bool from_checkpoint_ = false;
-};
 
 #define RUN(expression)           \
   [](auto& run, auto&) -> auto& { \
@@ -336,85 +257,6 @@ void add_checkpoint_keys(std::vector<Key>& keys) {
             "failures in a row), or stop with exit code 74."});
 }
 
-void add_teaching_keys(std::vector<Key>& keys) {
-  KeyGroup(keys, "distill", commands({Command::distill}))
-      .add("students", RUN(distill.students),
-           {"Names of several students, comma-separated: the keys of student a begin with student.a., those "
-            "of "
-            "all with student.; empty: one student."})
-      .add("window", RUN(distill.window),
-           {"Steps that a teacher may be ahead of a student; both keep the signals of so many.", "steps",
-            at_least(1)})
-      .add(
-          "phases", RUN(distill.phases),
-          {"Stages of the run: three_stage (feature_alignment:0.2,soft_label:0.5,joint:0.3), kl_hidden_task "
-           "(the teacher's distribution 0.4, with hidden states 0.3, with labels 0.3), joint (one stage with "
-           "everything), or a list of kind:fraction of feature_alignment (hidden states and attention), "
-           "soft_label (labels and distribution) and joint (all; after feature_alignment with a tenth of the "
-           "feature weights)."})
-      .add("alpha_schedule", RUN(distill.alpha.kind),
-           {"How alpha goes from distill.alpha to distill.alpha_end over each stage; constant: it does not."})
-      .add("alpha", RUN(distill.alpha.first),
-           {"Share of the teacher's distribution in the loss; labels have the rest.", "", between(0, 1)})
-      .add("alpha_end", RUN(distill.alpha.last), {"The share at the end of a stage.", "", between(0, 1)})
-      .add("temperature", RUN(distill.temperature.first),
-           {"Divides the logits of both; at the start of each stage.", "", above(0)})
-      .add("temperature_step", RUN(distill.temperature.step_change),
-           {"Added to the temperature after each period; 0: it is constant."})
-      .add("temperature_min", RUN(distill.temperature.minimum),
-           {"The temperature does not go below.", "", above(0)})
-      .add("temperature_period", RUN(distill.temperature.period_steps),
-           {"Steps between two changes of the temperature; 0: as many as take each stage down to "
-            "distill.temperature_min in equal parts.",
-            "steps", at_least(0)})
-      .add("temperature_by_domain", RUN(distill.temperature.by_domain),
-           {"Constant temperatures of domains of data.train, in place of the schedule.", "", above(0)})
-      .add("codec", RUN(distill.codec.kind),
-           {"How the teacher's distribution travels: all logits, the largest with the mass of the others, "
-            "random "
-            "draws, or its last hidden state with its output head."})
-      .add("top_k", RUN(distill.codec.top_k), {"Logits of a token that topk keeps.", "tokens", at_least(1)})
-      .add("samples", RUN(distill.codec.samples), {"Draws of a token in sampled.", "draws", between(1, 255)})
-      .add("loss", RUN(distill.kd.loss),
-           {"Divergence of the student's distribution from the teacher's; topk and sampled serve forward_kl "
-            "only."})
-      .add("skew", RUN(distill.kd.skew),
-           {"Share of the other distribution that skew_kl and skew_reverse_kl mix in.", "", below(0, 1)})
-      .add("beta", RUN(distill.kd.beta),
-           {"Share of the teacher in the mixture of jsd; 0 is forward_kl, 1 reverse_kl.", "", between(0, 1)})
-      .add("hidden_layers", RUN(distill.hidden_layers),
-           {"Layers whose hidden states are compared: a number of pairs at equal depths, the last layers "
-            "included, or a list of student:teacher[:weight], counted from 0; 0: none."})
-      .add("hidden_loss", RUN(distill.hidden.kind), {"Distance of hidden states."})
-      .add("hidden_weight", RUN(distill.hidden_weight),
-           {"Weight of the hidden states in the loss.", "", at_least(0)})
-      .add("hidden_gradient_scale", RUN(distill.hidden.gradient_scale),
-           {"Factor of the hidden states' gradient into the student (their projections get all of it).", "",
-            at_least(0)})
-      .add("hidden_wire", RUN(distill.hidden_wire),
-           {"Number format of hidden states, queries and keys on the wire; fp8 in the teacher's "
-            "precision.fp8_format."})
-      .add("attention_layers", RUN(distill.attention_layers),
-           {"Layers whose attention maps are compared, as distill.hidden_layers."})
-      .add("attention_weight", RUN(distill.attention_weight),
-           {"Weight of the attention maps in the loss.", "", at_least(0)})
-      .add("attention_loss", RUN(distill.attention_loss), {"Distance of attention maps."})
-      .add("maturity_gate", RUN(distill.maturity_gate),
-           {"Multiplies alpha by (the student's loss - the teacher's loss) / distill.maturity_margin, at "
-            "least 0 "
-            "and at most 1."})
-      .add("maturity_margin", RUN(distill.maturity.margin),
-           {"Lead of the teacher from which it counts fully.", "nats", above(0)})
-      .add("gap_fraction", RUN(distill.gap_fraction),
-           {"Share of the tokens on which the codec's divergence is compared with the full one; 0: none.", "",
-            between(0, 1)})
-      .add("deadline_s", RUN(distill.deadline_s),
-           {"Longest wait of teacher and student for each other.", "seconds", above(0)})
-      .add("on_teacher_loss", RUN(distill.on_teacher_loss),
-           {"When the teacher is lost or late beyond the deadline: stop with a checkpoint (exit code 75), or "
-            "continue with labels alone, counted."});
-}
-
 void add_tool_keys(std::vector<Key>& keys) {
   KeyGroup(keys, "generate", commands({Command::generate}))
       .add("prompt", RUN(generate.prompt), {"Text to continue; empty: start a document."})
@@ -474,7 +316,7 @@ std::vector<Key> make_keys() {
   add_precision_keys(keys);
   add_train_keys(keys);
   add_checkpoint_keys(keys);
-  add_teaching_keys(keys);
+  add_distill_keys(keys);
   add_tool_keys(keys);
   return keys;
 }

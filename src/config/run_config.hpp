@@ -59,7 +59,6 @@ bool converts_checkpoints(Command command);
 
 enum class DeviceKind { cpu, cuda };
 enum class OnSaveError { retry, stop };
-enum class OnTeacherLoss { stop, continue_alone };
 enum class ExchangeFormat { hf };
 enum class ExchangeType { stored, f32, bf16 };
 
@@ -100,9 +99,7 @@ struct DistillSection {
   double attention_weight = distill::FeatureMix{}.attention;
   bool maturity_gate = false;
   distill::MaturityOptions maturity;  ///< maturity_margin
-  double gap_fraction = 0.01;         ///< of the tokens; 0: the codec's gap is not measured
   double deadline_s = 300.0;          ///< longest wait for the other side of the link
-  OnTeacherLoss on_teacher_loss = OnTeacherLoss::stop;
 };
 
 /// `from`, `to`, `format`, `dtype`: what the checkpoint commands read and write.

@@ -101,11 +101,6 @@ struct EnumWords<optim::ScheduleKind> {
        {"wsd", optim::ScheduleKind::wsd}}};
 };
 template <>
-struct EnumWords<OnTeacherLoss> {
-  static constexpr std::array<std::pair<std::string_view, OnTeacherLoss>, 2> words{
-      {{"stop", OnTeacherLoss::stop}, {"continue", OnTeacherLoss::continue_alone}}};
-};
-template <>
 struct EnumWords<distill::AlphaKind> {
   static constexpr std::array<std::pair<std::string_view, distill::AlphaKind>, 4> words{
       {{"constant", distill::AlphaKind::constant},

@@ -62,14 +62,15 @@ class PointToPoint {
 
   /// Starts sending and returns at once.
   Ticket send(int target, int tag, ByteBuffer bytes);
-  /// Starts receiving up to `into.size()` bytes and returns at once.
+  /// Starts receiving up to `into.size()` bytes and returns at once. Agree on sizes before: Open MPI 4.1
+  /// writes behind the buffer when a long message (one that it copies from process to process) does not fit.
   Ticket receive(int source, int tag, ByteBuffer into);
   /// Moves everything that is under way along. Throws CommError when MPI fails as a whole.
   void progress();
   /// Whether it had ended when progress() was last called, well or not.
   bool is_done(Ticket ticket) const;
   /// The buffer of a transfer that is done; of a receive, with the size that arrived. Forgets the ticket.
-  /// Throws CommError when this transfer failed, e.g. because the message was longer than the buffer.
+  /// Throws CommError when this transfer failed.
   ByteBuffer take(Ticket ticket);
   /// Calls progress() until `is_ready()` holds, giving the processor away in between, for at most
   /// `deadline_s`. Returns whether it held.

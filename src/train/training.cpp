@@ -74,7 +74,9 @@ class TrainingRun {
     resumed_ = resume(options.resume, options.checkpoint.dir, head, *trainer_, world);
     if (resumed_) {
       head.run_id = resumed_->run_id;
-    } else if (!options.init.empty()) {
+    }
+    // A frozen role's weights are in no checkpoint of this run: they come from where they were trained.
+    if (!options.init.empty() && (!resumed_ || options.role.frozen)) {
       parallel::run_agreed(role, [&] {
         staged_.emplace(*trainer_, checkpoint::CheckpointReader(options.init), InitialWeights{});
       });
@@ -126,6 +128,10 @@ class TrainingRun {
     head.config = options_.config_text;
     head.data = {{"train", fmt::format("{:016x}", train_set_.fingerprint())},
                  {"tokenizer", options_.tokenizer.empty() ? "" : file_hash(options_.tokenizer)}};
+    if (options_.role.frozen && !options_.init.empty()) {
+      const checkpoint::CheckpointReader frozen(options_.init);
+      head.data["frozen"] = fmt::format("{} step {}", frozen.manifest().run_id, frozen.manifest().step);
+    }
     return head;
   }
 

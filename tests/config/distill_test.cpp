@@ -170,7 +170,7 @@ TEST(DistillRoles, PrintConfigReadsBackExactly) {
        "--teacher.frozen=true", "--teacher.init=runs/t # x", "--student.a.optim.lr=0.1"},
       {"--distill.temperature_by_domain=prose:2.5,code:1.5", "--distill.hidden_layers=0:1,1:3:0.5",
        "--distill.codec=hidden", "--distill.loss=jsd", "--distill.beta=0.30000000000000004",
-       "--distill.phases=soft_label:0.25,joint:0.75", "--distill.on_teacher_loss=continue"}};
+       "--distill.phases=soft_label:0.25,joint:0.75"}};
   for (const std::vector<std::string>& more : cases) {
     const std::string text = to_ini(pair(more));
     const RunConfig again = parse({"distill", "--config=" + scratch.write("printed.ini", text)}).config;
@@ -314,9 +314,9 @@ TEST(DistillValidate, RefusesNumbersOutOfRange) {
   }
   for (const char* option :
        {"--distill.alpha=1.1", "--distill.alpha_end=-0.1", "--distill.temperature=0", "--distill.window=0",
-        "--distill.samples=256", "--distill.skew=1", "--distill.beta=2", "--distill.gap_fraction=1.5",
+        "--distill.samples=256", "--distill.skew=1", "--distill.beta=2", 
         "--distill.deadline_s=0", "--distill.maturity_margin=0", "--distill.hidden_weight=-1",
-        "--distill.codec=none", "--distill.loss=kl", "--distill.on_teacher_loss=wait",
+        "--distill.codec=none", "--distill.loss=kl",
         "--distill.hidden_wire=f16", "--distill.temperature_by_domain=code",
         "--distill.temperature_by_domain=a:2,a:3"}) {
     expect_refused({"distill", option}, {std::string(option).substr(2)});

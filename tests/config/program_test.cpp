@@ -111,6 +111,22 @@ TEST(Program, DryRunPrintsThePlanAndDoesNothing) {
   EXPECT_EQ(nlohmann::json::parse(json.out).at("teacher").at("ranks"), 1);
 }
 
+TEST(Program, DryRunPrintsTheGridsOfAllRoles) {
+  const std::string pair =
+      "distill --dry-run --data.train=x --teacher.ranks=4 --teacher.parallel.ep=2 --student.moe.experts=0 "
+      "--batch.global=12 " +
+      tiny();
+  const Outcome text = run(pair + " --student.ranks=3");
+  EXPECT_EQ(text.exit_code, 0) << text.err;
+  for (const char* part :
+       {"teacher: 4 ranks = dp 4 x tp 1, ep 2", "student: 3 ranks = dp 3", "signals: at most"}) {
+    EXPECT_NE(text.out.find(part), std::string::npos) << part << "\n" << text.out;
+  }
+  const Outcome wrong = run("distill --dry-run --data.train=x --teacher.ranks=2 " + tiny(), on_ranks(2));
+  EXPECT_EQ(wrong.exit_code, 64);
+  EXPECT_NE(wrong.err.find("leaves none for student.ranks"), std::string::npos) << wrong.err;
+}
+
 TEST(Program, RefusesAModelLargerThanTheMemory) {
   const Outcome outcome =
       run("bench step --model.vocab_size=1000 --model.layers=1000 --model.hidden=4096 --moe.ffn=4096");

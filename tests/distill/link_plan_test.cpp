@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <map>
 #include <numeric>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -155,6 +156,7 @@ TEST(LinkPlan, BothEndsAgreeOnEveryPieceAndEveryReceiverHearsOfTheStep) {
         ASSERT_NE(found, sent.end());
         ASSERT_TRUE(std::equal(route.pieces.begin(), route.pieces.end(), found->second.pieces.begin(),
                                found->second.pieces.end(), same_piece));
+        EXPECT_EQ(route.fingerprint, found->second.fingerprint);
         ASSERT_GE(route.pieces.size(), 2U);
         EXPECT_EQ(route.pieces.back().kind, PieceKind::trailer);
         EXPECT_EQ(route.wire_bytes(), route.payload_bytes() + std::ssize(route.pieces) * packet_header_bytes);
@@ -206,6 +208,26 @@ TEST(LinkPlan, PiecesOfARouteComeInTheOrderOfMicroBatches) {
   EXPECT_EQ(routes[1].pieces[0].rows, (Range{6, 2}));
 }
 
+TEST(LinkPlan, FingerprintsTellRoutesApart) {
+  const auto teacher = make_layout("teacher", 0, {2, 1, 2}, 12, 4);
+  const auto student = make_layout("student", 2, {1, 1, 4}, 12, 4);
+  std::set<std::uint64_t> seen;
+  for (const bool with_head : {true, false}) {
+    for (const std::int64_t micro : {2, 3}) {
+      RoleLayout other = teacher;
+      other.micro_batch = micro;
+      for (const Route& route : make_plan(other, student, with_head)->routes_to(0)) {
+        seen.insert(route.fingerprint);
+      }
+    }
+  }
+  for (const std::int64_t columns : {2, 3}) {
+    LinkPlan plan(teacher, student, {token_field({"ids", columns, 8}, teacher, student)});
+    seen.insert(plan.routes_to(0)[0].fingerprint);
+  }
+  EXPECT_EQ(seen.size(), 10U);
+}
+
 TEST(LinkPlan, RefusesRolesThatDoNotShareTheBatch) {
   const auto teacher = make_layout("teacher", 0, {2, 1, 2}, 12, 4);
   EXPECT_THROW(make_plan(teacher, make_layout("student", 2, {1, 1, 1}, 8, 4)), base::ConfigError);
@@ -241,14 +263,18 @@ TEST(CreditWindow, PostsAWindowAndThenOneStepForEachRelease) {
 }
 
 TEST(CreditBook, KeepsTheOrderOfEachReceiver) {
-  CreditBook book;
+  CreditBook book(1);
   EXPECT_FALSE(book.has(3, 0));
-  book.grant(3, 0, 1);
-  book.grant(3, 1, 1);
+  book.grant(3, {0, 50});
+  book.grant(3, {1, 51});
+  book.use(3, {0, 50});
+  EXPECT_FALSE(book.has(3, 0));
   EXPECT_TRUE(book.has(3, 1));
   EXPECT_FALSE(book.has(3, 2));
   EXPECT_FALSE(book.has(2, 0));
-  EXPECT_THROW(book.grant(3, 1, 1), base::CommError);
+  EXPECT_THROW(book.grant(3, {1, 51}), base::CommError);
+  EXPECT_THROW(book.use(3, {0, 50}), base::InternalError);
+  EXPECT_THROW(book.use(3, {1, 50}), base::CommError);
 }
 
 parallel::ByteBuffer sealed(const PacketHeader& header) {

@@ -210,7 +210,8 @@ TEST(StateDict, ScalarsSurviveAndNoneIsForgotten) {
   EXPECT_EQ(read.cursor.next_position, state.cursor.next_position);
   EXPECT_EQ(read.objective, state.objective);
   nlohmann::json json = scalars_to_json(state);
-  for (const std::string name : {"step", "tokens", "updates", "loss_scale", "previous_tokens", "cursor", "objective"}) {
+  for (const std::string name :
+       {"step", "tokens", "updates", "loss_scale", "previous_tokens", "cursor", "objective"}) {
     nlohmann::json without = json;
     without.erase(name);
     EXPECT_THROW(scalars_from_json(without, read), base::CheckpointError) << name;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <new>
 
 namespace athanor::checkpoint::detail {
 namespace {
@@ -24,7 +25,7 @@ SparseBytes& contents_of(const H5FD_t* file) {
   return *reinterpret_cast<const DriverFile*>(file)->contents;
 }
 
-// The callbacks are called by C: memory that runs out for these few bytes ends the process.
+// The callbacks are called by C, so nothing may be thrown: memory that runs out for a page ends the process.
 H5FD_t* driver_open(const char* /*name*/, unsigned flags, hid_t access, haddr_t /*maximum*/) noexcept {
   if ((flags & H5F_ACC_CREAT) == 0) {
     return nullptr;  // the library asks first whether the file exists
@@ -33,7 +34,10 @@ H5FD_t* driver_open(const char* /*name*/, unsigned flags, hid_t access, haddr_t 
   if (info == nullptr) {
     return nullptr;
   }
-  auto* file = new DriverFile{};
+  auto* file = new (std::nothrow) DriverFile{};
+  if (file == nullptr) {
+    return nullptr;
+  }
   file->contents = info->contents;
   return &file->base;
 }

@@ -25,20 +25,33 @@ void CreditWindow::release(std::int64_t step) {
   ++released_;
 }
 
-void CreditBook::grant(int receiver, std::int64_t step, int sender) {
-  const auto found = granted_.find(receiver);
-  if (found != granted_.end() && step <= found->second) {
+void CreditBook::grant(int receiver, const Credit& credit) {
+  const auto last = last_granted_.find(receiver);
+  if (last != last_granted_.end() && credit.step <= last->second) {
     throw base::CommError(
         "student rank {} grants teacher rank {} step {} after step {} (credits come in order) both must run "
         "the same program and config",
-        receiver, sender, step, found->second);
+        receiver, sender_, credit.step, last->second);
   }
-  granted_[receiver] = step;
+  last_granted_[receiver] = credit.step;
+  unused_[receiver][credit.step] = credit.fingerprint;
 }
 
 bool CreditBook::has(int receiver, std::int64_t step) const {
-  const auto found = granted_.find(receiver);
-  return found != granted_.end() && found->second >= step;
+  const auto found = unused_.find(receiver);
+  return found != unused_.end() && found->second.contains(step);
+}
+
+void CreditBook::use(int receiver, const Credit& needed) {
+  ATHANOR_CHECK(has(receiver, needed.step), "step {} is not granted by rank {}", needed.step, receiver);
+  const auto node = unused_[receiver].extract(needed.step);
+  if (node.mapped() != needed.fingerprint) {
+    throw base::CommError(
+        "teacher rank {} and student rank {} do not agree on what is sent in step {} (their routes differ) "
+        "both "
+        "must run the same program and config",
+        sender_, receiver, needed.step);
+  }
 }
 
 }  // namespace athanor::distill

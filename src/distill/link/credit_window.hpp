@@ -32,16 +32,28 @@ class CreditWindow {
   std::int64_t posted_;    // steps below are posted
 };
 
-/// The sender's side: the last step that each receiver has granted. Credits of one receiver come in the order
-/// of steps.
+/// What a receiver grants.
+struct Credit {
+  std::int64_t step = 0;
+  std::uint64_t fingerprint = 0;  ///< Route::fingerprint() of the receives that are posted
+};
+
+/// The sender's side: what each receiver has granted and was not used yet. Credits of one receiver come in
+/// the order of steps.
 class CreditBook {
  public:
+  explicit CreditBook(int sender) : sender_(sender) {}
   /// Notes a credit. Throws CommError naming both ranks when it does not come after the last one.
-  void grant(int receiver, std::int64_t step, int sender);
+  void grant(int receiver, const Credit& credit);
   bool has(int receiver, std::int64_t step) const;
+  /// Uses a credit that is there. Throws CommError naming both ranks when the receiver has posted other
+  /// buffers than `fingerprint` says: MPI must never get a message that is longer than its buffer.
+  void use(int receiver, const Credit& needed);
 
  private:
-  std::map<int, std::int64_t> granted_;
+  int sender_;
+  std::map<int, std::int64_t> last_granted_;
+  std::map<int, std::map<std::int64_t, std::uint64_t>> unused_;  // by receiver and step
 };
 
 }  // namespace athanor::distill

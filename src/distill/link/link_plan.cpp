@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/error.hpp"
+#include "base/hash.hpp"
 #include "distill/link/signal_packet.hpp"
 
 namespace athanor::distill {
@@ -133,7 +134,25 @@ Route LinkPlan::make_route(int sender_rank, int receiver_rank) const {
   if (!route.pieces.empty()) {
     route.pieces.push_back(Piece{PieceKind::trailer, 0, {}, {}, 0});
   }
+  route.fingerprint = fingerprint_of(route);
   return route;
+}
+
+std::uint64_t LinkPlan::fingerprint_of(const Route& route) const {
+  std::vector<std::int64_t> facts = {route.sender_world_rank, route.receiver_world_rank};
+  for (const Piece& piece : route.pieces) {
+    facts.insert(facts.end(), {static_cast<std::int64_t>(piece.kind), piece.micro_batch, piece.rows.first,
+                               piece.rows.count, piece.payload_bytes, std::ssize(piece.boxes)});
+    for (const PieceBox& part : piece.boxes) {
+      const Field& field = fields_[static_cast<std::size_t>(part.field)];
+      facts.push_back(static_cast<std::int64_t>(base::hash_string(field.name)));
+      facts.push_back(field.element_bytes);
+      for (const Range& range : part.box.dims) {
+        facts.insert(facts.end(), {range.first, range.count});
+      }
+    }
+  }
+  return base::hash_bytes(facts.data(), facts.size() * sizeof(facts.front()));
 }
 
 bool LinkPlan::receives_data(int receiver_rank) const {

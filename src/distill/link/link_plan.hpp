@@ -88,6 +88,8 @@ struct Route {
   std::int64_t payload_bytes() const;
   /// With a header for each piece.
   std::int64_t wire_bytes() const;
+  /// Hash of everything that both ends must agree on: ranks, pieces, boxes, fields.
+  std::uint64_t fingerprint = 0;
 };
 
 /// Of several routes.
@@ -118,6 +120,7 @@ class LinkPlan {
   Route make_route(int sender_rank, int receiver_rank) const;
   Piece make_piece(PieceKind kind, const Route& route, const Range& rows) const;
   bool receives_data(int receiver_rank) const;
+  std::uint64_t fingerprint_of(const Route& route) const;
 
   RoleLayout sender_;
   RoleLayout receiver_;

@@ -93,8 +93,8 @@ struct SignalReceiver::State {
       }
     }
     for (const Route& route : *next.routes) {
-      credits_under_way.insert(
-          wire.send(route.sender_world_rank, detail::credit_tag, detail::make_credit(step)));
+      credits_under_way.insert(wire.send(route.sender_world_rank, detail::credit_tag,
+                                         detail::make_credit({step, route.fingerprint})));
       stats.sent_bytes += route.sender_world_rank == wire.rank() ? 0 : credit_bytes;
     }
     posted.push_back(std::move(next));

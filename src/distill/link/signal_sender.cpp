@@ -41,9 +41,9 @@ struct SignalSender::State {
   int role_rank;
   std::vector<PlanOfStep> students;
   LinkOptions options;
+  CreditBook credits{wire.rank()};
   std::vector<detail::RouteCache> caches{};
   BufferPool pool{};
-  CreditBook credits{};
   std::map<int, PointToPoint::Ticket> credit_receives{};  // by receiver
   std::deque<PointToPoint::Ticket> sends{};
   std::int64_t next_step = 0;
@@ -59,7 +59,7 @@ struct SignalSender::State {
   void take_credits() {
     for (auto& [receiver, ticket] : credit_receives) {
       while (wire.is_done(ticket)) {
-        credits.grant(receiver, detail::read_credit(wire.take(ticket), receiver, wire.rank()), wire.rank());
+        credits.grant(receiver, detail::read_credit(wire.take(ticket), receiver, wire.rank()));
         receive_credit_of(receiver);
       }
     }
@@ -130,6 +130,14 @@ struct SignalSender::State {
           "or "
           "much slower) look at their logs, or raise distill.deadline_s",
           wire.rank(), step, fmt::join(receivers_without_credit(step), ", "), options.deadline_s);
+    }
+  }
+
+  void use_credits(std::int64_t step) {
+    for (const StudentStep& student : steps) {
+      for (const Route& route : *student.routes) {
+        credits.use(route.receiver_world_rank, {step, route.fingerprint});
+      }
     }
   }
 
@@ -231,6 +239,7 @@ void SignalSender::begin_step(const StepStart& start) {
   base::fault_point("link.begin_step", state.wire.rank());
   state.find_routes(start.step);
   state.wait_for_credits(start.step);
+  state.use_credits(start.step);
   state.started = start;
   state.stats.last_step_sent_bytes = 0;
   state.for_pieces([](const Piece& piece) { return piece.kind == PieceKind::notice; },

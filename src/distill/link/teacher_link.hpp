@@ -72,7 +72,7 @@ class SignalSender {
   SignalSender& operator=(const SignalSender&) = delete;
 
   /// Waits for the credit of all routes. Throws LinkTimeout naming the step and the receivers that did not
-  /// grant it within the deadline. Steps come in order.
+  /// grant it within the deadline, CommError when a receiver's plan is another. Steps come in order.
   void begin_step(const StepStart& start);
   /// Whether a student needs this field in the step that has begun.
   bool wants(std::string_view name) const;
@@ -116,6 +116,6 @@ class SignalReceiver final : public SignalSource {
 };
 
 /// Bytes of one credit on the wire.
-inline constexpr std::int64_t credit_bytes = 16;
+inline constexpr std::int64_t credit_bytes = 24;
 
 }  // namespace athanor::distill

@@ -1,5 +1,6 @@
 #include "distill/link/detail/link_wire.hpp"
 
+#include <array>
 #include <cstring>
 
 #include "base/checked_cast.hpp"
@@ -12,28 +13,27 @@ int packet_tag(std::int64_t piece) {
   return base::checked_cast<int>(piece + 1, "a packet's tag");
 }
 
-parallel::ByteBuffer make_credit(std::int64_t step) {
-  parallel::ByteBuffer bytes(credit_bytes);
-  const std::uint64_t hash = base::hash_bytes(&step, sizeof(step));
-  std::memcpy(bytes.data(), &step, sizeof(step));
-  std::memcpy(bytes.data() + sizeof(step), &hash, sizeof(hash));
+parallel::ByteBuffer make_credit(const Credit& credit) {
+  std::array<std::uint64_t, 3> words = {static_cast<std::uint64_t>(credit.step), credit.fingerprint, 0};
+  words[2] = base::hash_bytes(words.data(), 2 * sizeof(words[0]));
+  static_assert(sizeof(words) == credit_bytes);
+  parallel::ByteBuffer bytes(sizeof(words));
+  std::memcpy(bytes.data(), words.data(), sizeof(words));
   return bytes;
 }
 
-std::int64_t read_credit(const parallel::ByteBuffer& bytes, int receiver, int sender) {
-  std::int64_t step = 0;
-  std::uint64_t hash = 0;
-  if (bytes.size() == credit_bytes) {
-    std::memcpy(&step, bytes.data(), sizeof(step));
-    std::memcpy(&hash, bytes.data() + sizeof(step), sizeof(hash));
+Credit read_credit(const parallel::ByteBuffer& bytes, int receiver, int sender) {
+  std::array<std::uint64_t, 3> words{};
+  if (bytes.size() == sizeof(words)) {
+    std::memcpy(words.data(), bytes.data(), sizeof(words));
   }
-  if (bytes.size() != credit_bytes || hash != base::hash_bytes(&step, sizeof(step))) {
+  if (bytes.size() != sizeof(words) || words[2] != base::hash_bytes(words.data(), 2 * sizeof(words[0]))) {
     throw base::CommError(
         "bad credit from student rank {} to teacher rank {} ({} bytes, as step {}) both must run the same "
         "program; if they do, check network and memory of both hosts",
-        receiver, sender, bytes.size(), step);
+        receiver, sender, bytes.size(), words[0]);
   }
-  return step;
+  return {static_cast<std::int64_t>(words[0]), words[1]};
 }
 
 bool wait_on_link(parallel::PointToPoint& wire, const LinkOptions& options,

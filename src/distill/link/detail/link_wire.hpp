@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "distill/link/credit_window.hpp"
 #include "distill/link/link_plan.hpp"
 #include "distill/link/teacher_link.hpp"
 #include "parallel/point_to_point.hpp"
@@ -17,10 +18,10 @@ inline constexpr int credit_tag = 0;
 /// Packets of one piece number have one tag; those of successive steps are matched in order.
 int packet_tag(std::int64_t piece);
 
-/// A credit for `step`: the number and its hash.
-parallel::ByteBuffer make_credit(std::int64_t step);
+/// A credit as it travels: step, fingerprint, and the hash of both.
+parallel::ByteBuffer make_credit(const Credit& credit);
 /// Throws CommError naming both ranks when the bytes are not a credit.
-std::int64_t read_credit(const parallel::ByteBuffer& bytes, int receiver, int sender);
+Credit read_credit(const parallel::ByteBuffer& bytes, int receiver, int sender);
 
 /// Takes every chance to move on until `is_ready()` holds. Returns whether it held within the deadline of
 /// the options.
