@@ -89,3 +89,10 @@ exchange=(--program "$(dirname "$tests")/athanor" --probe "$tests/parity/parity_
 compare transformers_parity.py "$work"
 compare hf_exchange.py "${exchange[@]}" --work "$work/exchange"
 compare training_curve.py "${exchange[@]}" --work "$work/curve"
+by_the_page() {
+  PYTHONPATH="$venv" PYTHONDONTWRITEBYTECODE=1 python3 "$root/tests/checkpoint/format_by_the_page.py" "$@"
+}
+by_the_page "$root/tests/checkpoint/golden/version-1" --sample
+trained="$(find "$work/curve" -name manifest.json -path '*checkpoints/step-*' -not -path '*step-00000000*' | head -n 1)"
+[[ -n "$trained" ]] || fail "the training comparison left no checkpoint under $work/curve: see its output above" 70
+by_the_page "$(dirname "$trained")"
