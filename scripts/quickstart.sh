@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# From a fresh machine to a trained 128-expert model: dependencies, build, a corpus of real text, a tokenizer, a
-# pretraining run on all cores, its evaluation and a sample of its text. Under 20 minutes on 2 cores.
-#   scripts/quickstart.sh [--section.key=value ...]     options go to `athanor train`, e.g. --train.steps=100
+# From a fresh machine to a 128-expert teacher and a small student that learnt beside it: dependencies, build, a corpus
+# of real text, a tokenizer, one job that trains both, and a table of the two. Under 20 minutes on 2 cores.
+#   scripts/quickstart.sh [--section.key=value ...]     options go to `athanor distill`, e.g. --train.steps=100
 # Run again, it goes on from what exists: a finished step is known by its output, and an interrupted training goes on
 # from its last checkpoint. Delete runs/quickstart to train anew.
 set -euo pipefail
@@ -20,11 +20,14 @@ if [[ "${1:-}" == -h || "${1:-}" == --help ]]; then
   exit 0
 fi
 
-# Experts and batch are divided evenly, so: the largest power of two that there are cores for, 16 at most.
-ranks=1
-while [[ $((ranks * 2)) -le $(cores) && $ranks -lt 16 ]]; do
-  ranks=$((ranks * 2))
+# Experts and batch are divided evenly, so both have a power of two of ranks. The teacher gets as many as there are
+# cores for, 16 at most; the student, which has less to compute, half as many.
+teacher_ranks=1
+while [[ $((teacher_ranks * 3)) -le $(cores) && $teacher_ranks -lt 16 ]]; do
+  teacher_ranks=$((teacher_ranks * 2))
 done
+student_ranks=$((teacher_ranks / 2))
+[[ $student_ranks -ge 1 ]] || student_ranks=1
 
 # athanor_json FILE [mpirun...] -- athanor-arguments...: the command's JSON result into FILE, which appears only when
 # the command has succeeded.
@@ -40,7 +43,10 @@ athanor_json() {
   mv "$file.partial" "$file"
 }
 
-on_all_cores=(mpirun -np "$ranks" --oversubscribe --bind-to none)
+# on RANKS: the launcher of so many ranks, in `launcher`.
+on() {
+  launcher=(mpirun -np "$1" --oversubscribe --bind-to none)
+}
 
 # Token files of a text, unless they are there.
 tokenize() {
@@ -76,33 +82,69 @@ list() {
   (IFS=, && printf '%s' "${sources[*]}")
 }
 
-train() {
+distill() {
   if [[ -f $run/result.json ]]; then
     say "$run is trained already: going on from there (delete the folder to train anew)"
     [[ $# -eq 0 ]] || say "warning: '$*' has no effect on a finished run"
     return
   fi
-  say "pretraining a 128-expert teacher on $ranks of $(cores) cores, expert-parallel"
+  say "training a 128-expert teacher on $teacher_ranks and a dense student on $student_ranks of $(cores) cores"
   mkdir -p "$run"
-  athanor_json "$run/result.json" "${on_all_cores[@]}" -- train --config=configs/quickstart.ini \
+  on $((teacher_ranks + student_ranks))
+  athanor_json "$run/result.json" "${launcher[@]}" -- distill --config=configs/quickstart.ini \
     --run.dir="$run" --data.train="$(list train)" --data.tokenizer="$corpus/tokenizer.model" \
-    --parallel.ep="$ranks" "$@"
-  rm -f "$run/evaluation.json" "$run/sample.json"
+    --teacher.ranks="$teacher_ranks" --student.ranks="$student_ranks" --teacher.parallel.ep="$teacher_ranks" "$@"
+  rm -f "$run"/{evaluation,generation}-*.json
 }
 
 evaluate() {
-  if [[ ! -f $run/evaluation.json ]]; then
-    say "evaluating on held-out text"
-    athanor_json "$run/evaluation.json" "${on_all_cores[@]}" -- evaluate --checkpoint="$run" \
-      --data.valid="$(list valid)" --parallel.ep="$ranks"
+  local role=$1 ep=$2
+  if [[ ! -f $run/evaluation-$role.json ]]; then
+    say "evaluating the $role on held-out text"
+    on "$teacher_ranks"
+    athanor_json "$run/evaluation-$role.json" "${launcher[@]}" -- evaluate --checkpoint="$run" --role="$role" \
+      --data.valid="$(list valid)" --parallel.ep="$ep"
   fi
 }
 
+# A sample of the role's text, and its speed and memory while it generates: the tokens after the first one, by the
+# difference of two runs, because start and loading are in both.
 generate() {
-  if [[ ! -f $run/sample.json ]]; then
-    say "generating"
-    athanor_json "$run/sample.json" -- generate --checkpoint="$run" --generate.prompt="$prompt" \
-      --generate.max_new_tokens=80 --generate.temperature=0.8 --generate.seed=1
+  local role=$1
+  if [[ ! -f $run/generation-$role.json ]]; then
+    say "generating with the $role"
+    python3 - "$run" "$role" "$prompt" >"$run/generation-$role.json.partial" <<'PYTHON'
+import json
+import os
+import subprocess
+import sys
+import time
+
+run, role, prompt = sys.argv[1:]
+
+
+def generate(tokens, temperature):
+    start = time.monotonic()
+    process = subprocess.Popen(
+        ["build/athanor", "generate", f"--checkpoint={run}", f"--role={role}", f"--generate.prompt={prompt}",
+         f"--generate.max_new_tokens={tokens}", f"--generate.temperature={temperature}", "--generate.seed=1",
+         "--json"], stdout=subprocess.PIPE, text=True)
+    output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status != 0:
+        sys.exit(os.waitstatus_to_exitcode(status))
+    return time.monotonic() - start, usage.ru_maxrss * 1024, json.loads(output.splitlines()[-1])
+
+
+text = generate(80, 0.8)[2]["text"]
+long = [generate(200, 1.5) for _ in range(3)]
+short = [generate(1, 1.5) for _ in range(3)]
+seconds = min(run[0] for run in long) - min(run[0] for run in short)
+tokens = len(long[0][2]["tokens"]) - 1
+print(json.dumps({"text": text, "tokens_per_s": tokens / seconds if seconds > 0 else None,
+                  "peak_rss_bytes": max(run[1] for run in long)}))
+PYTHON
+    mv "$run/generation-$role.json.partial" "$run/generation-$role.json"
   fi
 }
 
@@ -113,28 +155,55 @@ import pathlib
 import sys
 
 run, corpus = (pathlib.Path(argument) for argument in sys.argv[1:])
-result, evaluation, sample = (json.loads((run / f"{name}.json").read_text())
-                              for name in ("result", "evaluation", "sample"))
-steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-steps = [step for step in steps if "expert_use_std" in step]
-first = steps[0]
-print(f"""
-Trained {result['first_step'] + result['steps']} steps, {result['tokens']:,} tokens at \
-{result['tokens_per_s']:,.0f} tokens/s.
-  training loss       {first['loss']:.3f} at the first step, {result['last_loss']:.3f} at the end""")
-for name, domain in evaluation["domains"].items():
-    print(f"  held-out {name:<10} perplexity {domain['perplexity']:.1f} "
-          f"(loss {domain['loss']:.3f}, {domain['tokens']:,} tokens)")
-print(f"""  expert balance      std of use {first['expert_use_std']:.2f} at the first step, \
-{result['expert_use_std']:.2f} at the end (0: all experts equally used)
-  a sample            {' '.join(sample['text'].split())}
 
+
+def read(name):
+    return json.loads((run / f"{name}.json").read_text())
+
+
+roles = ("teacher", "student")
+result = read("result")
+evaluation = {role: read(f"evaluation-{role}") for role in roles}
+generation = {role: read(f"generation-{role}") for role in roles}
+rows = []
+
+
+def add(label, values, form, scale=1.0):
+    teacher, student = (value / scale if value else value for value in values)
+    known = bool(teacher and student)
+    rows.append((label, *(format(value, form) if value else "-" for value in (teacher, student)),
+                 f"{100 * (student / teacher - 1):+.1f} %" if known else "-"))
+
+
+for domain in evaluation["teacher"]["domains"]:
+    add(f"held-out perplexity, {domain}", [evaluation[role]["domains"][domain]["perplexity"] for role in roles], ".1f")
+add("parameters, millions", [result[role]["parameters"] for role in roles], ".2f", 1e6)
+add("  active for a token", [result[role]["active_parameters"] for role in roles], ".2f", 1e6)
+add("generation, tokens/s", [generation[role]["tokens_per_s"] for role in roles], ".0f")
+add("peak memory generating, MB", [generation[role]["peak_rss_bytes"] for role in roles], ".0f", 1e6)
+add("peak memory training, MB a rank", [result[role]["peak_rss_bytes"] for role in roles], ".0f", 1e6)
+
+teacher, student = result["teacher"], result["student"]
+print(f"""
+Trained {teacher['first_step'] + teacher['steps']} steps side by side, {teacher['tokens']:,} tokens at \
+{teacher['tokens_per_s']:,.0f} tokens/s.
+  training loss       teacher {teacher['first_loss']:.3f} to {teacher['last_loss']:.3f}, \
+student {student['first_loss']:.3f} to {student['last_loss']:.3f}
+  expert balance      std of use {teacher['expert_use_std']:.2f} at the end (0: all experts equally used)
+  waits in a step     the student {student['link_wait_s']:.3f} s for the teacher, the teacher \
+{teacher['link_wait_s']:.3f} s for the student
+""")
+for label, *values in [("", "teacher", "student", "change"), *rows]:
+    print(f"  {label:<34}" + "".join(f"{value:>12}" for value in values))
+for role in roles:
+    print(f"\n  the {role} writes: {' '.join(generation[role]['text'].split())}")
+print(f"""
 Where everything lies:
-  {run}/   config.ini, metrics.jsonl, log.txt, checkpoints/, result.json, evaluation.json, sample.json
+  {run}/   config.ini, log.txt, teacher/ and student/metrics.jsonl, checkpoints/, result.json, evaluation-*.json
   {corpus}/           the text, the tokenizer (tokenizer.model) and the token files
   build/athanor     the program
 Go on with, for example:
-  build/athanor generate --checkpoint={run} --generate.prompt="namespace"
+  build/athanor generate --checkpoint={run} --role=student --generate.prompt="namespace"
 """)
 PYTHON
 }
@@ -143,8 +212,10 @@ scripts/install_dependencies.sh
 say "building"
 scripts/build.sh release athanor >&2
 make_corpus
-train "$@"
-evaluate
-generate
+distill "$@"
+evaluate teacher "$teacher_ranks"
+evaluate student 1
+generate teacher
+generate student
 summary
 say "done in $((SECONDS / 60)):$(printf '%02d' $((SECONDS % 60))) minutes"

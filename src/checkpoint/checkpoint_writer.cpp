@@ -249,6 +249,9 @@ void CheckpointWriter::State::progress() {
 
 void CheckpointWriter::State::wait_until_ended() {
   for (progress(); active; progress()) {
+    if (options.while_waiting) {
+      options.while_waiting();
+    }
     std::this_thread::sleep_for(pause_between_polls);
   }
 }

@@ -28,6 +28,8 @@ struct WriterOptions {
   RetentionPolicy retention;
   std::string run_id;
   std::vector<std::pair<std::string, std::string>> extra_files;  ///< as PublishOptions
+  /// Called again and again while a save is waited for: other transfers between ranks must go on.
+  std::function<void()> while_waiting;
 };
 
 /// What a rank gives for a save. Slices point to live memory, which may change as soon as save() returns.

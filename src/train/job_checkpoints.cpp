@@ -9,6 +9,7 @@
 #include "checkpoint/checkpoint_reader.hpp"
 #include "parallel/collectives/collectives.hpp"
 #include "parallel/run_agreed.hpp"
+#include "train/objective.hpp"
 #include "train/state_dict.hpp"
 
 namespace athanor::train {
@@ -16,13 +17,14 @@ namespace {
 
 constexpr std::int64_t max_failures = 3;
 
-checkpoint::WriterOptions writer_options(const JobCheckpoints::Job& job) {
+checkpoint::WriterOptions writer_options(const JobCheckpoints::Job& job, Trainer& trainer) {
   checkpoint::WriterOptions options;
   options.checkpoints_dir = job.options.dir;
   options.mode = job.options.async ? checkpoint::SaveMode::async : checkpoint::SaveMode::sync;
   options.retention = {job.options.keep, job.options.pinned};
   options.run_id = job.head.run_id;
   options.extra_files = job.extra_files;
+  options.while_waiting = [&trainer] { trainer.objective().progress(); };
   return options;
 }
 
@@ -145,7 +147,7 @@ JobCheckpoints::JobCheckpoints(Job job, Trainer& trainer, const parallel::Commun
     : job_(std::move(job)),
       trainer_(&trainer),
       is_head_(world.rank() == 0),
-      writer_(writer_options(job_), world) {
+      writer_(writer_options(job_, trainer), world) {
   writer_.prepare(written_slices(trainer));
 }
 

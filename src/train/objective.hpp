@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -32,8 +33,14 @@ class Objective {
   Objective(const Objective&) = delete;
   Objective& operator=(const Objective&) = delete;
 
-  /// `first_step`: steps done before this job. Opens the links to other roles.
-  virtual void start(std::int64_t first_step) { static_cast<void>(first_step); }
+  /// `first_step`: steps done before this job. Opens the links to other roles; `while_waiting` is called
+  /// again and again whenever one of them has to be waited for (saves in flight need moving along).
+  virtual void start(std::int64_t first_step, const std::function<void()>& while_waiting) {
+    static_cast<void>(first_step);
+    static_cast<void>(while_waiting);
+  }
+  /// Moves what is under way between roles along; called while something else is waited for.
+  virtual void progress() {}
   virtual void begin_step(const ObjectiveStep& step) = 0;
   /// Runs embedding, blocks and head of micro-batch `index` of this replica; fills micro.objective (sum over
   /// the replica's tokens, or this rank's share of it, differentiable) and micro.aux. Returns the sum of CE

@@ -253,12 +253,18 @@ void StudentObjective::State::count_attention_rows() {
   attention_factor = pairs > 0 ? step.valid_labels / static_cast<double>(pairs) : 0.0;
 }
 
-void StudentObjective::start(std::int64_t first_step) {
+void StudentObjective::progress() {
+  if (state_->receiver) {
+    state_->receiver->progress();
+  }
+}
+
+void StudentObjective::start(std::int64_t first_step, const std::function<void()>& while_waiting) {
   State& state = *state_;
   state.options->first_step = first_step;
   state.receiver.emplace(state.wire, state.grid.role().rank(), make_plan(state.options, state.student.index),
                          distill::LinkOptions{state.options->window, first_step, state.options->total_steps,
-                                              state.options->deadline_s});
+                                              state.options->deadline_s, while_waiting});
 }
 
 void StudentObjective::begin_step(const ObjectiveStep& step) {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 
 #include "distill/attention_loss.hpp"
@@ -34,7 +35,8 @@ class StudentObjective : public Objective {
                    parallel::PointToPoint& wire);
   ~StudentObjective() override;
 
-  void start(std::int64_t first_step) override;
+  void start(std::int64_t first_step, const std::function<void()>& while_waiting) override;
+  void progress() override;
   void begin_step(const ObjectiveStep& step) override;
   double forward(const model::Transformer& model, const model::ForwardContext& context, std::int64_t index,
                  MicroBatch& micro) override;

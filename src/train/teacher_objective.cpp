@@ -73,12 +73,18 @@ TeacherObjective::TeacherObjective(std::shared_ptr<SignalOptions> options, const
 
 TeacherObjective::~TeacherObjective() = default;
 
-void TeacherObjective::start(std::int64_t first_step) {
+void TeacherObjective::progress() {
+  if (state_->sender) {
+    state_->sender->progress();
+  }
+}
+
+void TeacherObjective::start(std::int64_t first_step, const std::function<void()>& while_waiting) {
   State& state = *state_;
   state.options->first_step = first_step;
   state.sender.emplace(state.wire, state.grid.role().rank(), plans_of(state.options),
                        distill::LinkOptions{state.options->window, first_step, state.options->total_steps,
-                                            state.options->deadline_s});
+                                            state.options->deadline_s, while_waiting});
 }
 
 void TeacherObjective::begin_step(const ObjectiveStep& step) {

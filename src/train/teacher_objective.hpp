@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 
 #include "distill/link/teacher_link.hpp"
@@ -21,7 +22,8 @@ class TeacherObjective : public Objective {
                    const parallel::ProcessGrid& grid, parallel::PointToPoint& wire);
   ~TeacherObjective() override;
 
-  void start(std::int64_t first_step) override;
+  void start(std::int64_t first_step, const std::function<void()>& while_waiting) override;
+  void progress() override;
   void begin_step(const ObjectiveStep& step) override;
   double forward(const model::Transformer& model, const model::ForwardContext& context, std::int64_t index,
                  MicroBatch& micro) override;

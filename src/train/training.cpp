@@ -92,7 +92,7 @@ class TrainingRun {
 
   TrainingResult run() {
     log_start();
-    trainer_->objective().start(first_step_);
+    trainer_->objective().start(first_step_, [this] { checkpoints_->poll(); });
     const data::BatchSampler sampler(train_set_, {options_.global_batch, micro_batch(), trainer_->replica()});
     data::Prefetcher prefetcher(sampler, trainer_->state().cursor);
     TrainingResult result;

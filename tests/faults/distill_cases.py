@@ -108,6 +108,16 @@ class DistillCases(unittest.TestCase):
                 self.assertEqual(self.curve(run), self.curve(reference))
                 self.expect_same_state(run, reference)
 
+    def test_a_cut_after_every_step_locks_nothing_up(self):
+        """Saves that are slow on one side, the smallest window: waiting for a cut and for the link at once."""
+        options = {"teacher": 2, "student": 2, "checkpoint.every": 1, "distill.window": 1, "distill.deadline_s": 30}
+        reference, _ = self.run_well("cuts", **options)
+        for name, fault in (("cuts-teacher", "checkpoint.write:0:3:sleep=1"),
+                            ("cuts-student", "checkpoint.write:3:4:sleep=1")):
+            with self.subTest(name=name):
+                run, _ = self.run_well(name, fault=fault, **options)
+                self.assertEqual(self.curve(run), self.curve(reference))
+
     def test_kill_and_resume_mid_stream(self):
         """kill -9 of a teacher or a student rank, then resume: as if nothing had happened, on both sides."""
         options = {"teacher": 2, "student": 2, "teacher.parallel.ep": 2, "checkpoint.every": 3,
