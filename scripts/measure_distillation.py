@@ -43,13 +43,17 @@ ALONE = "alone"
 ROWS = {
     ALONE: ({}, False, True),
     "frozen, three_stage, topk (default)": ({}, True, True),
-    "frozen, joint, topk, T 1, alpha 0.5": (PLAIN, True, True),
-    "co-trained, three_stage, topk (default)": ({}, False, True),
-    "co-trained, joint, topk, T 1, alpha 0.5": (PLAIN, False, True),
     "frozen, joint, topk": (JOINT, True, False),
     "frozen, joint, hidden": ({**JOINT, "distill.codec": "hidden"}, True, False),
     "frozen, joint, sampled": ({**JOINT, "distill.codec": "sampled"}, True, False),
+    "frozen, joint, topk, T 1, alpha 0.5": (PLAIN, True, True),
     "frozen, joint, topk, T 1, alpha 0.5, no hidden states": ({**PLAIN, "distill.hidden_layers": 0}, True, False),
+    "frozen, joint, hidden, T 1, alpha 0.5": ({**PLAIN, "distill.codec": "hidden"}, True, False),
+    "frozen, joint, sampled, T 1, alpha 0.5": ({**PLAIN, "distill.codec": "sampled"}, True, False),
+    "co-trained, three_stage, topk (default)": ({}, False, False),
+    "co-trained, joint, topk, T 1, alpha 0.5": (PLAIN, False, True),
+    "co-trained, joint, topk, T 1, alpha 0.1 to 0.6": (
+        {**PLAIN, "distill.alpha_schedule": "linear", "distill.alpha": 0.1, "distill.alpha_end": 0.6}, False, False),
 }
 
 

@@ -314,10 +314,9 @@ TEST(DistillValidate, RefusesNumbersOutOfRange) {
   }
   for (const char* option :
        {"--distill.alpha=1.1", "--distill.alpha_end=-0.1", "--distill.temperature=0", "--distill.window=0",
-        "--distill.samples=256", "--distill.skew=1", "--distill.beta=2", 
-        "--distill.deadline_s=0", "--distill.maturity_margin=0", "--distill.hidden_weight=-1",
-        "--distill.codec=none", "--distill.loss=kl",
-        "--distill.hidden_wire=f16", "--distill.temperature_by_domain=code",
+        "--distill.samples=256", "--distill.skew=1", "--distill.beta=2", "--distill.deadline_s=0",
+        "--distill.maturity_margin=0", "--distill.hidden_weight=-1", "--distill.codec=none",
+        "--distill.loss=kl", "--distill.hidden_wire=f16", "--distill.temperature_by_domain=code",
         "--distill.temperature_by_domain=a:2,a:3"}) {
     expect_refused({"distill", option}, {std::string(option).substr(2)});
   }
