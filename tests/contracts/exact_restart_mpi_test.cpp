@@ -104,7 +104,10 @@ void check_pair(const Case& test, const Layout& from, const Layout& to, const Ru
   }
 }
 
-TEST(Resharding, EveryLayoutReadsEveryOther) {
+// Parameter: how far apart in the list of layouts writer and reader are.
+class Resharding : public testing::TestWithParam<std::size_t> {};
+
+TEST_P(Resharding, EveryLayoutReadsEveryOther) {
   ASSERT_EQ(world().size(), 8);
   Case test = restart_case(base::ComputeType::f64);
   test.steps = 5;
@@ -117,25 +120,23 @@ TEST(Resharding, EveryLayoutReadsEveryOther) {
       {1, 1, 1, 1, 1}, {2, 1, 2, 1, 1}, {2, 2, 1, 3, 0}, {3, 1, 3, 1, 1}, {3, 1, 1, 2, 0}, {4, 2, 4, 1, 1},
       {4, 4, 2, 1, 1}, {4, 1, 2, 2, 0}, {6, 2, 3, 2, 1}, {6, 1, 6, 1, 1}, {8, 4, 8, 1, 1},
   };
-  const std::size_t num = layouts.size();
-  int pairs = 0;
-  for (std::size_t i = 0; i < num; ++i) {
-    for (const std::size_t step : {std::size_t{1}, std::size_t{4}}) {
-      const Layout& from = layouts[i];
-      const Layout& to = layouts[(i + step) % num];
-      SCOPED_TRACE(from.describe() + " -> " + to.describe());
-      const int ranks = std::max(from.ranks, to.ranks);
-      const parallel::Communicator all =
-          world().split(world().rank() < ranks ? 0 : -1, world().rank(), "pair");
-      if (world().rank() < ranks) {
-        check_pair(test, from, to, reference, "pair", all);
-      }
-      ++pairs;
+  for (std::size_t i = 0; i < layouts.size(); ++i) {
+    const Layout& from = layouts[i];
+    const Layout& to = layouts[(i + GetParam()) % layouts.size()];
+    SCOPED_TRACE(from.describe() + " -> " + to.describe());
+    const int ranks = std::max(from.ranks, to.ranks);
+    const parallel::Communicator all = world().split(world().rank() < ranks ? 0 : -1, world().rank(), "pair");
+    if (world().rank() < ranks) {
+      check_pair(test, from, to, reference, "pair", all);
     }
   }
   world().barrier();
-  EXPECT_GE(pairs, 20);
 }
+
+INSTANTIATE_TEST_SUITE_P(ElevenPairs, Resharding, testing::Values(1, 4),
+                         [](const testing::TestParamInfo<std::size_t>& info) {
+                           return "Apart" + std::to_string(info.param);
+                         });
 
 }  // namespace
 }  // namespace athanor::tests
