@@ -125,7 +125,8 @@ class DistillCases(unittest.TestCase):
         reference, _ = self.run_well("whole", **options)
         for name, fault in (("teacher-killed", "train.step:1:6:kill"), ("student-killed", "link.release:3:5:kill")):
             with self.subTest(name=name):
-                run, done = self.distill(name, fault=fault, **options)
+                # Waiting for each save: one is there when the kill comes, however fast the machine is.
+                run, done = self.distill(name, fault=fault, **options, **{"checkpoint.async": "false"})
                 self.assertNotEqual(done.code, 0)
                 run, done = self.run_well(name, **options)
                 self.assertGreater(done.json()["student"]["first_step"], 0)
@@ -138,7 +139,8 @@ class DistillCases(unittest.TestCase):
         source, _ = self.run_well("frozen-source")
         options = {"teacher.init": source, "teacher.frozen": "true", "checkpoint.every": 3}
         reference, _ = self.run_well("frozen", **options)
-        run, done = self.distill("frozen-killed", fault="train.step:0:8:kill", **options)
+        run, done = self.distill("frozen-killed", fault="train.step:0:8:kill", **options,
+                                 **{"checkpoint.async": "false"})
         self.assertNotEqual(done.code, 0)
         other, _ = self.run_well("frozen-other", **{"run.seed": 4, "train.steps": 2})
         _, done = self.distill("frozen-killed", **{**options, "teacher.init": other})
