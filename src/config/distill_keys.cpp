@@ -63,8 +63,8 @@ void add_distill_keys(std::vector<Key>& keys) {
            {"Factor of the hidden states' gradient into the student (their projections get all of it).", "",
             at_least(0)})
       .add("hidden_wire", RUN(distill.hidden_wire),
-           {"Number format of hidden states, queries and keys on the wire; fp8 in the teacher's "
-            "precision.fp8_format."})
+           {"Number format of layers' hidden states on the wire; fp8 in the teacher's precision.fp8_format. "
+            "Queries and keys travel in the teacher's compute type."})
       .add("attention_layers", RUN(distill.attention_layers),
            {"Layers whose attention maps are compared, as distill.hidden_layers."})
       .add("attention_weight", RUN(distill.attention_weight),

@@ -325,9 +325,10 @@ SignalBytes signal_bytes(const RunConfig& config, const RoleConfig& student) {
   bytes.payload = payload_bytes(config, full_bytes);
   bytes.hidden = layers_of(hidden_pairs(config, student)) *
                  distill::state_bytes_per_token(model.hidden, section.hidden_wire, full_bytes);
-  bytes.attention = layers_of(attention_pairs(config, student)) *
-                    distill::attention_bytes_per_token(model.heads, model.kv_heads, model.resolved_head_dim(),
-                                                       section.hidden_wire, full_bytes);
+  bytes.attention =
+      layers_of(attention_pairs(config, student)) *
+      distill::attention_bytes_per_token(model.heads, model.kv_heads, model.resolved_head_dim(),
+                                         base::WireType::full, type_bytes(teacher.precision.compute));
   bytes.loss = full_bytes;
   if (section.codec.kind == distill::PayloadKind::hidden && !teacher.frozen) {
     bytes.head = distill::head_bytes(model.vocab_size, model.hidden, type_bytes(teacher.precision.compute));

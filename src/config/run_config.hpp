@@ -93,7 +93,7 @@ struct DistillSection {
   std::string hidden_layers = "1";           ///< a count, or a list of student:teacher[:weight]; 0: none
   distill::HiddenOptions hidden;             ///< hidden_loss, hidden_gradient_scale
   double hidden_weight = distill::FeatureMix{}.hidden;
-  base::WireType hidden_wire = base::WireType::full;  ///< of hidden states, queries and keys
+  base::WireType hidden_wire = base::WireType::full;  ///< of layers' hidden states
   std::string attention_layers = "0";                 ///< as hidden_layers
   distill::AttentionLossKind attention_loss = distill::AttentionLossOptions{}.kind;
   double attention_weight = distill::FeatureMix{}.attention;
