@@ -31,8 +31,8 @@ function(athanor_add_tests folder)
     target_link_libraries(${folder}_mpi_tests PRIVATE ${ARG_LINK} athanor_test_support athanor_mpi_main)
     athanor_test_settings(${folder}_mpi_tests ON)
     math(EXPR deadline "${ARG_TIMEOUT} * 5 / 6")  # of one test: it ends with a report, ctest's limit without
-    set(mpi_environment ATHANOR_TEST_DEADLINE_S=${deadline} OMP_NUM_THREADS=1 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-      OMPI_MCA_mpi_yield_when_idle=1)
+    set(mpi_environment ATHANOR_TEST_DEADLINE_S=${deadline} OMP_NUM_THREADS=1 OMPI_MCA_mpi_yield_when_idle=1
+      OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1)
     foreach(np IN LISTS ARG_NP)
       set(test ${folder}.mpi.np${np})
       add_test(NAME ${test} COMMAND ${MPIEXEC_EXECUTABLE} --oversubscribe --bind-to none -np ${np}
