@@ -79,8 +79,8 @@ sanitizer_tests() {
     return 1
   fi
   # Open MPI and LibTorch keep memory until the end, so leaks are not looked for. Some tests measure memory use, which
-  # a large quarantine of freed memory would spoil.
-  ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=4 UBSAN_OPTIONS=print_stacktrace=1 \
+  # a large quarantine of freed memory would spoil. Others have memory refused, and expect null as from any malloc.
+  ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=4:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
     run_ctest build/asan -L "$labels" -E 'np[68]$'
 }
 
