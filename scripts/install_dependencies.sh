@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what Athanor needs on Debian (or Ubuntu); quick when all of it is there.
 #   scripts/install_dependencies.sh [--dev] [--no-system]
-#     --dev        also the tools of the checks: clang-format, clang-tidy, shellcheck
+#     --dev        also the tools of the checks: clang-format, clang-tidy, shellcheck, Slurm
 #     --no-system  leave system packages alone (they are yours to provide), see to LibTorch only
 #
 # System packages come from apt, as root or through sudo. LibTorch comes from the torch wheel, unpacked into
@@ -23,7 +23,10 @@ system_packages=(
   libgtest-dev libgmock-dev
   dict-gcide # English prose for the quickstart's corpus
 )
-dev_packages=(clang-format clang-tidy shellcheck)
+dev_packages=(
+  clang-format clang-tidy shellcheck
+  slurm-wlm munge iproute2 # tests/slurm starts a Slurm of its own
+)
 
 with_dev=no
 with_system=yes

@@ -123,12 +123,12 @@ import time
 run, role, prompt = sys.argv[1:]
 
 
-def generate(tokens, temperature):
+def generate(least, most, temperature):
     start = time.monotonic()
     process = subprocess.Popen(
         ["build/athanor", "generate", f"--checkpoint={run}", f"--role={role}", f"--generate.prompt={prompt}",
-         f"--generate.max_new_tokens={tokens}", f"--generate.temperature={temperature}", "--generate.seed=1",
-         "--json"], stdout=subprocess.PIPE, text=True)
+         f"--generate.min_new_tokens={least}", f"--generate.max_new_tokens={most}",
+         f"--generate.temperature={temperature}", "--generate.seed=1", "--json"], stdout=subprocess.PIPE, text=True)
     output = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     if status != 0:
@@ -136,9 +136,9 @@ def generate(tokens, temperature):
     return time.monotonic() - start, usage.ru_maxrss * 1024, json.loads(output.splitlines()[-1])
 
 
-text = generate(80, 0.8)[2]["text"]
-long = [generate(200, 1.5) for _ in range(3)]
-short = [generate(1, 1.5) for _ in range(3)]
+text = generate(0, 80, 0.8)[2]["text"]
+long = [generate(200, 200, 1.5) for _ in range(3)]
+short = [generate(1, 1, 1.5) for _ in range(3)]
 seconds = min(run[0] for run in long) - min(run[0] for run in short)
 tokens = len(long[0][2]["tokens"]) - 1
 print(json.dumps({"text": text, "tokens_per_s": tokens / seconds if seconds > 0 else None,

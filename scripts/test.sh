@@ -99,9 +99,10 @@ elif ! part "build with tests" 8 scripts/build.sh test; then
   count "build" 1
 else
   part "lint" 2 run_ctest build/test -L '^lint$'
-  part "unit and MPI tests" 3 run_ctest build/test -LE '^(lint|contract|fault)$'
+  part "unit and MPI tests" 3 run_ctest build/test -LE '^(lint|contract|fault|slurm)$'
   part "contracts" 3 run_ctest build/test -L '^contract$'
   part "faults and distillation" 6 run_ctest build/test -L '^fault$'
+  part "slurm" 3 run_ctest build/test -L '^slurm$'
   if [[ -x scripts/parity.sh ]]; then
     part "parity" 3 timeout 900 scripts/parity.sh
     count "parity" $?

@@ -36,17 +36,6 @@ std::vector<std::byte> read_tensor(const CheckpointReader& reader, const std::st
   return bytes;
 }
 
-void check_role(const CheckpointReader& reader, const std::string& role) {
-  if (reader.manifest().find_role(role) == nullptr) {
-    std::vector<std::string> names;
-    for (const checkpoint::StoredRole& stored : reader.manifest().roles) {
-      names.push_back(stored.name);
-    }
-    throw base::CheckpointError("{} has no role {} (it holds: {}) choose one of them", reader.folder(), role,
-                                fmt::join(names, ", "));
-  }
-}
-
 // The checkpoint's parameters are those of the model, no more and no fewer.
 void check_parameters(const CheckpointReader& reader, const ExportOptions& options) {
   const std::string prefix = options.role + "/parameters/";
@@ -207,7 +196,7 @@ void write_tokenizer(const std::string& model_path, std::int64_t max_seq, const 
 ExportResult export_to_hugging_face(const ExportOptions& options) {
   model::check_hf_equivalent(options.model);
   const CheckpointReader reader(options.from);
-  check_role(reader, options.role);
+  checkpoint::stored_role_with_weights(reader, options.role);
   check_parameters(reader, options);
   check_no_bias(reader, options.role);
   const std::optional<HuggingFaceOrigin> origin = find_origin(reader.manifest());

@@ -21,6 +21,7 @@ infer::GenerationOptions make_options(const config::GenerateSection& generate) {
   options.sampler.repetition_penalty = generate.repetition_penalty;
   options.sampler.seed = generate.seed;
   options.max_new_tokens = generate.max_new_tokens;
+  options.min_new_tokens = generate.min_new_tokens;
   options.beams = generate.beams;
   options.length_penalty = generate.length_penalty;
   return options;

@@ -27,8 +27,8 @@ int allowed_cores() {
   return sched_getaffinity(0, sizeof(set), &set) == 0 ? std::max(CPU_COUNT(&set), 1) : 1;
 }
 
-// Cores of the machine, or of the container's quota. Not this process's affinity: mpirun may bind each rank
-// to one.
+}  // namespace
+
 int machine_cores() {
   const int online = std::max(static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN)), 1);
   std::ifstream quota_file("/sys/fs/cgroup/cpu.max");
@@ -39,8 +39,6 @@ int machine_cores() {
   }
   return online;
 }
-
-}  // namespace
 
 int count_local_ranks(const parallel::Communicator& world) {
   std::array<char, 256> name{};

@@ -7,6 +7,10 @@
 
 namespace athanor::app {
 
+/// Cores of the machine, or of the container's quota. Not this process's affinity: mpirun may bind each rank
+/// to one.
+int machine_cores();
+
 /// Ranks of the job on this rank's machine. Collective.
 int count_local_ranks(const parallel::Communicator& world);
 

@@ -7,18 +7,23 @@
 #include <exception>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <thread>
 
 #include "app/commands.hpp"
 #include "app/launch.hpp"
+#include "app/pair_report.hpp"
+#include "app/recorded_teacher.hpp"
 #include "app/role_setup.hpp"
 #include "base/error.hpp"
 #include "base/log.hpp"
 #include "base/memory.hpp"
+#include "base/signal_flag.hpp"
 #include "checkpoint/catalog.hpp"
 #include "config/command_line.hpp"
 #include "config/estimate.hpp"
 #include "config/help.hpp"
+#include "config/recording_plan.hpp"
 #include "config/roles.hpp"
 #include "config/validate.hpp"
 #include "data/tokenizer.hpp"
@@ -51,6 +56,9 @@ config::ParsedCommand parse(int argc, char** argv) {
     parsed.config =
         config::resolve_with_base(*parsed.command, read_checkpoint_settings(folder), parsed.settings);
     parsed.config.source.checkpoint = folder;
+  }
+  if (is_action) {
+    adopt_recorded_teacher(parsed);
   }
   return parsed;
 }
@@ -97,6 +105,11 @@ void resolve_vocabulary(const config::RunConfig& config, config::RoleConfig& rol
 void check(config::ParsedCommand& parsed, int world_size, int local_ranks) {
   config::RunConfig& config = parsed.config;
   const int ranks = planned_ranks(parsed, world_size);
+  if (config::is_replay(config)) {  // the teacher's is known already, and compared with them
+    for (std::size_t i = 1; i < config.roles.size(); ++i) {
+      resolve_vocabulary(config, config.roles[i]);
+    }
+  }
   config::validate(config, ranks);
   if (config.command == Command::tokenize || config::converts_checkpoints(config.command)) {
     return;
@@ -110,6 +123,9 @@ void check(config::ParsedCommand& parsed, int world_size, int local_ranks) {
     resolve_vocabulary(config, config.roles[i]);
   }
   for (std::size_t i = 0; i < config.roles.size() && !is_planned_elsewhere; ++i) {
+    if (!config::runs(config, config.roles[i])) {
+      continue;
+    }
     const parallel::ParallelDims dims = config::resolve_dims(config.roles[i], role_ranks[i]);
     config::check_memory(config::estimate_memory(config, config.roles[i], dims),
                          base::available_memory_bytes(), local_ranks);
@@ -126,6 +142,10 @@ CommandResult plan(const config::ParsedCommand& parsed, int world_size) {
   const std::vector<int> role_ranks = config::resolve_ranks(config, planned_ranks(parsed, world_size));
   for (std::size_t i = 0; i < config.roles.size(); ++i) {
     const config::RoleConfig& role = config.roles[i];
+    if (!config::runs(config, role)) {
+      result.text += fmt::format("{}: recorded in {}\n", role.name, config.distill.source);
+      continue;
+    }
     const parallel::ParallelDims dims = config::resolve_dims(role, role_ranks[i]);
     const model::ParameterCount count = model::count_parameters(role.model);
     result.text += config::describe_plan(config, role, dims);
@@ -136,6 +156,11 @@ CommandResult plan(const config::ParsedCommand& parsed, int world_size) {
                               {"parameters", count.total},
                               {"active_parameters", count.active},
                               {"rank_bytes", config::estimate_memory(config, role, dims).total()}};
+  }
+  if (config.command == Command::distill) {
+    const CommandResult pair = describe_pair(config, role_ranks);
+    result.text += pair.text;
+    result.json["pair"] = pair.json;
   }
   return result;
 }
@@ -156,6 +181,8 @@ CommandResult run_command(const config::RunConfig& config, const parallel::Commu
       return run_bench_step(config, world);
     case Command::bench_checkpoint:
       return run_bench_checkpoint(config, world);
+    case Command::bench_stream:
+      return run_bench_stream(config, world);
     case Command::checkpoint_list:
       return run_checkpoint_list(config);
     case Command::checkpoint_verify:
@@ -217,10 +244,18 @@ std::optional<int> prepare(int argc, char** argv, const parallel::Communicator& 
   check_same_config(config::to_ini(parsed.config), world);
   share_cores(local_ranks);
   if (parsed.dry_run) {
-    print_result(plan(parsed, world.size()), parsed.json, world.rank());
+    CommandResult planned;
+    parallel::run_agreed(world, [&] { planned = plan(parsed, world.size()); });
+    print_result(planned, parsed.json, world.rank());
     return 0;
   }
   return std::nullopt;
+}
+
+// Commands that can save what they have done. Decided before MPI starts, so that no signal is missed.
+bool stops_on_signals(int argc, char** argv) {
+  const std::string_view command = argc > 1 ? argv[1] : "";
+  return command == config::command_name(Command::train) || command == config::command_name(Command::distill);
 }
 
 int run(int argc, char** argv) {
@@ -256,6 +291,9 @@ int run(int argc, char** argv) {
 int main(int argc, char** argv) {
   athanor::base::keep_freed_memory();
   try {
+    if (athanor::app::stops_on_signals(argc, argv)) {
+      athanor::base::catch_stop_signals();
+    }
     return athanor::app::run(argc, argv);
   } catch (const std::exception& error) {  // MPI did not start, or failed outside a command
     athanor::app::print_error(athanor::parallel::message_of(error));

@@ -3,6 +3,7 @@
 #include <filesystem>
 
 #include "checkpoint/checkpoint_reader.hpp"
+#include "config/recording_plan.hpp"
 #include "config/roles.hpp"
 #include "config/validate.hpp"
 #include "parallel/dtype.hpp"
@@ -20,7 +21,9 @@ train::RoleOptions make_role_options(const config::RoleConfig& role) {
   options.ep = role.parallel.ep;
   options.optim = role.optim;
   options.compute = role.precision.compute;
-  options.grad_comm = role.precision.grad_comm;
+  options.grad_wire = {role.precision.grad_comm, role.precision.fp8_format, role.precision.error_feedback};
+  options.model.moe.wire = {role.precision.dispatch_comm, role.precision.combine_comm,
+                            role.precision.fp8_format};
   options.micro_batch = role.batch_micro;
   options.frozen = role.frozen;
   return options;
@@ -30,7 +33,9 @@ parallel::RoleSplit split_roles(const config::RunConfig& config, const parallel:
   std::vector<parallel::RoleRanks> roles;
   const std::vector<int> ranks = config::resolve_ranks(config, world.size());
   for (std::size_t i = 0; i < config.roles.size(); ++i) {
-    roles.push_back({config.roles[i].name, config.roles[i].kind, ranks[i]});
+    if (config::runs(config, config.roles[i])) {
+      roles.push_back({config.roles[i].name, config.roles[i].kind, ranks[i]});
+    }
   }
   return parallel::RoleSplit(world, std::move(roles));
 }

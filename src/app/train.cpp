@@ -21,7 +21,7 @@ CommandResult run_train(const config::RunConfig& config, const parallel::Communi
   const parallel::RoleSplit roles = split_roles(config, world);
   const train::TrainingResult result =
       train::run_training(make_training_options(config, config.roles[0]), world, roles.comm());
-  return {to_text(result), to_json(result)};
+  return {to_text(result), to_json(result), exit_code_of(result)};
 }
 
 }  // namespace athanor::app

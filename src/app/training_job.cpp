@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "app/commands.hpp"
+#include "app/initial_weights.hpp"
 #include "app/role_setup.hpp"
 #include "base/error.hpp"
 #include "base/log.hpp"
@@ -48,7 +49,7 @@ void check_stored(const config::RunConfig& config, const checkpoint::Manifest& s
   }
   for (const auto& [content, key] :
        {std::pair("train", "data.train"), std::pair("tokenizer", "data.tokenizer"),
-        std::pair("frozen", "teacher.init")}) {
+        std::pair("frozen", "teacher.init"), std::pair("signals", "distill.source")}) {
     // An imported checkpoint names none.
     const std::string was = stored.data.is_object() ? stored.data.value(content, "") : "";
     const std::string is = current.data.value(content, "");
@@ -124,6 +125,7 @@ checkpoint::RunLock prepare_run_folder(const config::RunConfig& config) {
 }
 
 void check_data_files(const config::RunConfig& config) {
+  check_initial_weights(config);
   for (const std::string& list : {config.data.train, config.data.valid}) {
     if (!list.empty()) {
       const data::Dataset opened({.sources = data::parse_sources(list), .seq = config.batch.seq});
@@ -140,7 +142,10 @@ train::TrainingOptions make_training_options(const config::RunConfig& config,
   options.tokenizer = tokenizer_copy(config);
   options.seed = config.run.seed;
   options.role = make_role_options(role);
-  options.init = role.init.empty() ? "" : checkpoint::resolve_checkpoint(role.init);
+  if (!role.init.empty()) {
+    options.init = checkpoint::resolve_checkpoint(role.init);
+    options.shrink = make_shrink_options(role, options.init);
+  }
   options.train_sources = data::parse_sources(config.data.train);
   options.valid_sources = data::parse_sources(config.data.valid);
   options.reset_attention = config.data.reset_attention;
@@ -152,15 +157,15 @@ train::TrainingOptions make_training_options(const config::RunConfig& config,
   options.eval_batches = config.train.eval_batches;
   options.checkpoint = make_checkpoint_options(config);
   options.resume = make_resume_options(config);
+  options.stop.end_time = config.run.end_time;
+  options.stop.margin_s = config.run.stop_margin_s;
   return options;
 }
 
 nlohmann::json to_json(const train::TrainingResult& result) {
-  nlohmann::json json = {{"first_step", result.first_step},
-                         {"steps", result.steps},
-                         {"tokens", result.tokens},
-                         {"peak_rss_bytes", result.peak_rss_bytes},
-                         {"checkpoint", result.checkpoint}};
+  nlohmann::json json = {{"first_step", result.first_step}, {"steps", result.steps},
+                         {"tokens", result.tokens},         {"peak_rss_bytes", result.peak_rss_bytes},
+                         {"checkpoint", result.checkpoint}, {"stopped", result.stopped}};
   put_number(json, "first_loss", result.first_loss);
   put_number(json, "last_loss", result.last_loss);
   put_number(json, "expert_use_std", result.expert_use_std);
@@ -182,7 +187,9 @@ nlohmann::json to_json(const train::TrainingResult& result) {
 
 std::string to_text(const train::TrainingResult& result) {
   std::string text;
-  if (result.steps == 0) {
+  if (result.steps == 0 && !result.stopped.empty()) {
+    text = "no step was made\n";
+  } else if (result.steps == 0) {
     text = fmt::format("nothing left to train: the run is at step {}\n", result.first_step);
   } else {
     text = fmt::format("trained {} steps from step {}, {} tokens seen, {:.0f} tokens/s\n", result.steps,
@@ -195,7 +202,15 @@ std::string to_text(const train::TrainingResult& result) {
     text += fmt::format("held-out {}: loss {:.4f}, perplexity {:.2f} over {} tokens\n", domain.domain,
                         domain.loss, domain.perplexity, domain.tokens);
   }
+  if (!result.stopped.empty()) {
+    text +=
+        fmt::format("stopped before the end ({}): give the same command again to go on\n", result.stopped);
+  }
   return text + fmt::format("checkpoint: {}\n", result.checkpoint);
+}
+
+base::ExitCode exit_code_of(const train::TrainingResult& result) {
+  return result.stopped.empty() ? base::ExitCode::ok : base::ExitCode::requeue;
 }
 
 }  // namespace athanor::app

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "base/error.hpp"
 #include "checkpoint/run_lock.hpp"
 #include "config/run_config.hpp"
 #include "train/training.hpp"
@@ -15,7 +16,8 @@ namespace athanor::app {
 /// CannotCreateError.
 checkpoint::RunLock prepare_run_folder(const config::RunConfig& config);
 
-/// Token files that are missing or damaged are found before anything is made. Throws as data::Dataset.
+/// Token files that are missing or damaged, and models that a role cannot start from, are found before
+/// anything is made. Throws as data::Dataset and check_initial_weights.
 void check_data_files(const config::RunConfig& config);
 
 /// The options of one role. `config` outlives the result.
@@ -23,5 +25,7 @@ train::TrainingOptions make_training_options(const config::RunConfig& config, co
 
 nlohmann::json to_json(const train::TrainingResult& result);
 std::string to_text(const train::TrainingResult& result);
+/// `requeue` for a job that was stopped before its work was done.
+base::ExitCode exit_code_of(const train::TrainingResult& result);
 
 }  // namespace athanor::app

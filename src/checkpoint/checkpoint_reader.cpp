@@ -1,5 +1,7 @@
 #include "checkpoint/checkpoint_reader.hpp"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <cstring>
 #include <filesystem>
@@ -283,6 +285,33 @@ std::vector<std::string> CheckpointReader::verify(int part, int parts) const {
     }
   });
   return problems;
+}
+
+const StoredRole& stored_role(const CheckpointReader& reader, const std::string& name) {
+  const StoredRole* found = reader.manifest().find_role(name);
+  if (found == nullptr) {
+    std::vector<std::string> names;
+    for (const StoredRole& stored : reader.manifest().roles) {
+      names.push_back(stored.name);
+    }
+    throw base::CheckpointError("{} has no role {} (it holds: {}) choose one of them", reader.folder(), name,
+                                fmt::join(names, ", "));
+  }
+  return *found;
+}
+
+const StoredRole& stored_role_with_weights(const CheckpointReader& reader, const std::string& name) {
+  const StoredRole& role = stored_role(reader, name);
+  const std::string prefix = name + "/parameters/";
+  const auto& tensors = reader.manifest().tensors;
+  const auto first = tensors.lower_bound(prefix);
+  if (first == tensors.end() || !first->first.starts_with(prefix)) {
+    throw base::CheckpointError(
+        "{} holds no weights of the role {} (it was frozen: they are in the checkpoint that {}.init named) "
+        "read that one",
+        reader.folder(), name, name);
+  }
+  return role;
 }
 
 }  // namespace athanor::checkpoint

@@ -39,6 +39,12 @@ class CheckpointReader {
   std::unique_ptr<State> state_;
 };
 
+/// The role `name`. Throws CheckpointError naming the roles that are there when it is none of them.
+const StoredRole& stored_role(const CheckpointReader& reader, const std::string& name);
+/// The role `name`, whose weights are here too. Throws CheckpointError as stored_role, and for a role that
+/// was frozen: its weights are in no checkpoint of the run.
+const StoredRole& stored_role_with_weights(const CheckpointReader& reader, const std::string& name);
+
 /// One HDF5 file with whole tensors under their logical names, from any checkpoint; written beside the
 /// target, fsynced and renamed. One tensor at a time in memory. Throws CannotCreateError when `path` exists.
 void merge_checkpoint(const CheckpointReader& reader, const std::string& path);

@@ -130,10 +130,21 @@ std::vector<std::string> suggestion_candidates(const std::string& name, bool wit
       best.empty() ? "see athanor <command> --help" : fmt::format("did you mean --{}?", best));
 }
 
+// Short names of keys, for the command line alone.
+std::string spell_out(const std::string& word) {
+  for (const std::string name : {"search", "trials"}) {
+    if (word == "--" + name || word.starts_with("--" + name + "=")) {
+      return "--distill." + word.substr(2);
+    }
+  }
+  return word;
+}
+
 std::vector<po::option> split_options(const std::vector<std::string>& words) {
   // Boost takes an empty value only as a word of its own.
   std::vector<std::string> arguments;
-  for (const std::string& word : words) {
+  for (const std::string& written : words) {
+    const std::string word = spell_out(written);
     const bool is_empty = word.starts_with("--") && word.find('=') == word.size() - 1;
     arguments.push_back(is_empty ? word.substr(0, word.size() - 1) : word);
     if (is_empty) {
@@ -249,7 +260,7 @@ Resolved look_up(const Setting& setting, const RunConfig& config) {
     }
   }
   // A config file that serves several commands may name roles that this one does not have.
-  if (resolved.roles.empty() && (setting.from_command_line || config.command == Command::distill)) {
+  if (resolved.roles.empty() && (setting.from_command_line || has_students(config.command))) {
     throw base::ConfigError("{} ({} has no role {}, only {}) use a prefix of those", setting.origin,
                             command_name(config.command), prefix, role_list(config.roles));
   }
@@ -318,7 +329,7 @@ bool reads_one_role(Command command) {
 // The roles that the settings may speak of, before the checkpoint of evaluate or generate is known: the
 // students of distill.students, and those that prefixes name.
 std::vector<RoleConfig> possible_roles(const std::vector<Setting>& settings, Command command) {
-  if (command == Command::distill) {
+  if (has_students(command)) {
     return make_roles(students_of(settings));
   }
   if (!reads_one_role(command)) {
@@ -375,7 +386,7 @@ ParsedCommand parse_command_line(int argc, const char* const* argv) {
   parsed.settings.insert(parsed.settings.end(), reader.settings().begin(), reader.settings().end());
   parsed.config.roles = possible_roles(parsed.settings, *parsed.command);
   apply_all(parsed.settings, parsed.config, false);
-  if (*parsed.command != Command::distill) {
+  if (!has_students(*parsed.command)) {
     keep_one_role(parsed.config);
   }
   return parsed;

@@ -17,9 +17,12 @@ namespace athanor::config {
 namespace {
 
 bool is_about_the_job(const Key& key) {
-  constexpr std::array<std::string_view, 10> names = {
-      "run.dir",        "run.resume",         "run.allow_mismatch", "run.device",
-      "data.tokenizer", "data.train",         "data.valid",         // data: compared by content
+  constexpr std::array<std::string_view, 18> names = {
+      "run.dir",        "run.resume",         "run.allow_mismatch",
+      "run.device",     "run.end_time",       "run.stop_margin_s",
+      "data.tokenizer", "data.train",         "data.valid",  // data: compared by content
+      "distill.source", "distill.record",     "distill.record_temperatures",
+      "distill.search", "distill.trials",     "distill.trial_steps",
       "distill.window", "distill.deadline_s", "distill.students"};  // students: compared by role
   const std::string section = key.section();
   const bool is_option = section.empty() && key.name != "frozen";

@@ -8,7 +8,7 @@ namespace athanor::config {
     return run.expression;        \
   }
 void add_distill_keys(std::vector<Key>& keys) {
-  KeyGroup(keys, "distill", commands({Command::distill}))
+  KeyGroup(keys, "distill", commands({Command::distill, Command::bench_stream}))
       .add("students", RUN(distill.students),
            {"Names of several students, comma-separated: the keys of student a begin with student.a., those "
             "of "
@@ -20,7 +20,9 @@ void add_distill_keys(std::vector<Key>& keys) {
           "phases", RUN(distill.phases),
           {"Stages of the run: three_stage (feature_alignment:0.2,soft_label:0.5,joint:0.3), kl_hidden_task "
            "(the teacher's distribution 0.4, with hidden states 0.3, with labels 0.3), joint (one stage with "
-           "everything), or a list of kind:fraction of feature_alignment (hidden states and attention), "
+           "everything), or a list of kind:fraction[:learning-rate factor] of feature_alignment (hidden "
+           "states "
+           "and attention), "
            "soft_label (labels and distribution) and joint (all; after feature_alignment with a tenth of the "
            "feature weights)."})
       .add("alpha_schedule", RUN(distill.alpha.kind),
@@ -76,9 +78,82 @@ void add_distill_keys(std::vector<Key>& keys) {
             "and at most 1."})
       .add("maturity_margin", RUN(distill.maturity.margin),
            {"Lead of the teacher from which it counts fully.", "nats", above(0)})
+      .add("difficulty_gate", RUN(distill.difficulty_gate),
+           {"Multiplies alpha of a token by how easy its label is for the teacher: 1 where the teacher's "
+            "loss is "
+            "at most distill.difficulty_full_until times its running mean, 0 from "
+            "distill.difficulty_zero_from times, linear between."})
+      .add("difficulty_full_until", RUN(distill.difficulty.full_until),
+           {"Loss of the teacher up to which a token keeps all of alpha.", "running means", above(0)})
+      .add("difficulty_zero_from", RUN(distill.difficulty.zero_from),
+           {"Loss of the teacher from which a token has none of alpha; above distill.difficulty_full_until.",
+            "running means", above(0)})
+      .add("balance_losses", RUN(distill.balance_losses),
+           {"Brings the hidden-state and attention terms to the size of the distribution's term (of the "
+            "labels' in a stage without it) by running means, at most 100-fold, before their weights apply."})
+      .add("hidden_warmup_steps", RUN(distill.hidden_schedule.warmup_steps),
+           {"Steps of each stage in which distill.hidden_weight grows to its value.", "steps", at_least(0)})
+      .add("hidden_decay", RUN(distill.hidden_schedule.decay),
+           {"Factor of distill.hidden_weight after each distill.decay_period steps of a stage, counted from "
+            "the end of its warm-up; 1: the weight stays.",
+            "",
+            {.min = 0, .max = 1, .min_is_legal = false}})
+      .add("attention_warmup_steps", RUN(distill.attention_schedule.warmup_steps),
+           {"As distill.hidden_warmup_steps, for distill.attention_weight.", "steps", at_least(0)})
+      .add("attention_decay", RUN(distill.attention_schedule.decay),
+           {"As distill.hidden_decay, for distill.attention_weight.",
+            "",
+            {.min = 0, .max = 1, .min_is_legal = false}})
+      .add("decay_period", RUN(distill.decay_period),
+           {"Steps between two decays of the weights of hidden states and attention.", "steps", at_least(1)})
+      .add(
+          "held_out", RUN(distill.held_out),
+          {"Share of the training samples, drawn by run.seed and their tokens, that students are measured on "
+           "and not trained on; the teacher trains on them.",
+           "", below(0, 1)})
+      .add(
+          "patience", RUN(distill.stopping.patience),
+          {"A student stops early when its distillation loss on the held-out samples has not improved for so "
+           "many evaluations, one each train.eval_every steps; 0: never.",
+           "evaluations", at_least(0)})
+      .add("min_improvement", RUN(distill.stopping.min_improvement),
+           {"What counts as an improvement for distill.patience: a fall of the held-out loss by more than "
+            "this.",
+            "nats", at_least(0)})
+      .add("gap_every", RUN(distill.gap_every),
+           {"Steps between two measurements of what the codec loses: the teacher sends the full logits of "
+            "some "
+            "tokens, and the student compares both divergences; 0: none.",
+            "steps", at_least(0)})
+      .add("gap_fraction", RUN(distill.gap_fraction),
+           {"Share of each sample's tokens that a measurement takes, rounded up to whole tokens.",
+            "",
+            {.min = 0, .max = 1, .min_is_legal = false}})
       .add("deadline_s", RUN(distill.deadline_s),
-           {"Longest wait of teacher and student for each other; then the job stops with exit code 70.",
-            "seconds", above(0)});
+           {"Longest wait of teacher and student for each other.", "seconds", above(0)})
+      .add("on_teacher_loss", RUN(distill.on_teacher_loss),
+           {"When the teacher has sent nothing for distill.deadline_s: stop ends the job with exit code 75; "
+            "labels lets the student go on to train.steps with labels alone, write its weights to "
+            "checkpoints-student in the run's folder, and end with 75 then."});
+  KeyGroup(keys, "distill", commands({Command::distill}))
+      .add("source", RUN(distill.source),
+           {"Where the signals come from: live, a teacher that runs in this job; or a folder that "
+            "distill.record made, then the job has students only and the teacher is the recorded one."})
+      .add("record", RUN(distill.record),
+           {"Folder in which the signals that the first student gets are recorded; empty: none."})
+      .add("record_temperatures", RUN(distill.record_temperatures),
+           {"Temperatures to send and record besides those of the schedule, comma-separated, for later runs "
+            "at other temperatures."})
+      .add("search", RUN(distill.search),
+           {"temperature: short trials of constant temperatures in place of a run, and a ranking of them; "
+            "also "
+            "--search."})
+      .add("trials", RUN(distill.trials),
+           {"Trials of a search: temperatures from distill.temperature_min to 8 in equal ratios; also "
+            "--trials.",
+            "trials", between(2, 99)})
+      .add("trial_steps", RUN(distill.trial_steps),
+           {"Steps of a trial, in place of train.steps for schedules and stages too.", "steps", at_least(1)});
 }
 
 #undef RUN

@@ -10,9 +10,13 @@
 #include <optional>
 
 #include "base/error.hpp"
+#include "config/distill_gates.hpp"
 #include "config/ini.hpp"
+#include "config/recording_plan.hpp"
+#include "config/search_plan.hpp"
 #include "config/value_text.hpp"
 #include "data/dataset.hpp"
+#include "distill/signal_gap.hpp"
 
 namespace athanor::config {
 namespace {
@@ -98,17 +102,20 @@ std::vector<Phase> listed_phases(const std::string& list, const Phase& base) {
     const std::vector<std::string_view> parts = split_at_colons(item);
     const auto model = std::find_if(preset.begin(), preset.end(),
                                     [&](const Phase& phase) { return phase.name == parts[0]; });
-    const double fraction =
-        parts.size() == 2 ? read_number<double>(parts[1]).value_or(std::nan("")) : std::nan("");
-    if (model == preset.end() || !std::isfinite(fraction)) {
+    const auto number = [&](std::size_t part) {
+      return part < parts.size() ? read_number<double>(parts[part]).value_or(std::nan("")) : 1.0;
+    };
+    const bool is_stage = model != preset.end() && (parts.size() == 2 || parts.size() == 3);
+    if (!is_stage || !std::isfinite(number(1)) || !std::isfinite(number(2))) {
       throw ConfigError(
           "distill.phases={} ({} is no stage) use three_stage, kl_hidden_task, joint, or a list of "
-          "kind:fraction with the kinds {}, {}, {}",
+          "kind:fraction[:learning-rate factor] with the kinds {}, {}, {}",
           list, item, feature_alignment, soft_label, joint);
     }
     Phase phase = model->name == joint && !is_aligned ? base : *model;
     phase.name = model->name;
-    phase.fraction = fraction;
+    phase.fraction = number(1);
+    phase.learning_rate_factor = number(2);
     is_aligned = is_aligned || model->name == feature_alignment;
     phases.push_back(std::move(phase));
   }
@@ -166,13 +173,14 @@ std::int64_t type_bytes(base::ComputeType type) {
 std::int64_t payload_bytes(const RunConfig& config, std::int64_t full_bytes) {
   const DistillSection& section = config.distill;
   const RoleConfig& teacher = config.roles.front();
-  const auto temperatures =
-      static_cast<std::int64_t>(section.temperature.in_use(0, train_domains(config)).size());
+  std::vector<double> in_use = section.temperature.in_use(0, train_domains(config));
+  distill::add_temperatures(in_use, record_temperatures(config));
+  const auto temperatures = static_cast<std::int64_t>(in_use.size());
   switch (section.codec.kind) {
     case distill::PayloadKind::none:
       return 0;
     case distill::PayloadKind::full:
-      return distill::full_bytes_per_token(teacher.model.vocab_size, full_bytes);
+      return distill::full_bytes_per_token(teacher.model.vocab_size, type_bytes(teacher.precision.compute));
     case distill::PayloadKind::hidden:
       return teacher.model.hidden * type_bytes(teacher.precision.compute);
     case distill::PayloadKind::topk:
@@ -202,17 +210,31 @@ void check_precisions(const RunConfig& config) {
 
 void check_freezing(const RunConfig& config) {
   for (const RoleConfig& role : config.roles) {
+    if (!runs(config, role)) {
+      continue;
+    }
     if (role.frozen && role.kind == parallel::RoleKind::student) {
       throw ConfigError("{}.frozen=true (a student is there to learn) only teacher.frozen can be true",
                         role.name);
     }
     const bool is_given_weights =
         !role.init.empty() || (config.run.resume != "auto" && config.run.resume != "never");
-    if (role.frozen && !is_given_weights) {
+    if (role.frozen && !is_given_weights && config.command != Command::bench_stream) {
       throw ConfigError(
           "{}.frozen=true ({}.init is empty: its weights would stay random) name the checkpoint to load",
           role.name, role.name);
     }
+  }
+}
+
+// Steps of one kind can be compared with each other.
+void check_stages(const RunConfig& config) {
+  const std::size_t stages = make_phases(config).size();
+  if (config.command == Command::bench_stream && stages > 1) {
+    throw ConfigError(
+        "distill.phases={} (bench stream times steps of one kind, and this has {} stages) use joint, or one "
+        "stage of another kind with fraction 1",
+        config.distill.phases, stages);
   }
 }
 
@@ -237,11 +259,21 @@ void check_layer_maps(const RunConfig& config) {
     return;
   }
   for (const RoleConfig& role : config.roles) {
-    if (role.model.recompute) {
+    if (role.model.recompute && runs(config, role)) {
       throw ConfigError(
           "distill.attention_layers={} ({}.model.recompute=true throws the queries and keys away) set "
           "{}.model.recompute=false, or distill.attention_layers=0",
           config.distill.attention_layers, role.name, role.name);
+    }
+    const model::TransformerConfig& teacher = config.roles.front().model;
+    const bool is_split_in_heads =
+        teacher.heads % role.parallel.tp == 0 && teacher.kv_heads % role.parallel.tp == 0;
+    if (role.kind == parallel::RoleKind::student && !is_split_in_heads) {
+      throw ConfigError(
+          "distill.attention_layers={} ({}.parallel.tp={}: each rank gets whole heads of the teacher, which "
+          "has "
+          "{} and {} of keys) use a tp that divides both, or distill.attention_layers=0",
+          config.distill.attention_layers, role.name, role.parallel.tp, teacher.heads, teacher.kv_heads);
     }
   }
 }
@@ -263,6 +295,9 @@ std::vector<Phase> make_phases(const RunConfig& config) {
   const DistillSection& section = config.distill;
   const distill::FeatureMix mix;
   Phase base;
+  base.hidden = section.hidden_schedule;
+  base.attention = section.attention_schedule;
+  base.hidden.period_steps = base.attention.period_steps = section.decay_period;
   base.hidden.base = mix.hidden;
   base.attention.base = mix.attention;
   base.kd_loss = section.kd;
@@ -330,6 +365,10 @@ SignalBytes signal_bytes(const RunConfig& config, const RoleConfig& student) {
       distill::attention_bytes_per_token(model.heads, model.kv_heads, model.resolved_head_dim(),
                                          base::WireType::full, type_bytes(teacher.precision.compute));
   bytes.loss = full_bytes;
+  if (section.gap_every > 0) {
+    bytes.gap = config.batch.global * distill::num_measured(config.batch.seq, section.gap_fraction) *
+                model.vocab_size * type_bytes(teacher.precision.compute);
+  }
   if (section.codec.kind == distill::PayloadKind::hidden && !teacher.frozen) {
     bytes.head = distill::head_bytes(model.vocab_size, model.hidden, type_bytes(teacher.precision.compute));
   }
@@ -338,7 +377,7 @@ SignalBytes signal_bytes(const RunConfig& config, const RoleConfig& student) {
 
 std::int64_t link_memory(const RunConfig& config, const RoleConfig& role,
                          const parallel::ParallelDims& dims) {
-  if (config.command != Command::distill) {
+  if (!has_students(config.command)) {
     return 0;
   }
   const auto share = [](std::int64_t total, std::int64_t parts) { return (total + parts - 1) / parts; };
@@ -348,7 +387,7 @@ std::int64_t link_memory(const RunConfig& config, const RoleConfig& role,
     std::int64_t sent = 0;
     for (std::size_t i = 1; i < config.roles.size(); ++i) {
       const SignalBytes bytes = signal_bytes(config, config.roles[i]);
-      sent += share(tokens * bytes.per_token(), dims.tp) + share(bytes.head, dims.dp * dims.tp);
+      sent += share(tokens * bytes.per_token(), dims.tp) + share(bytes.head + bytes.gap, dims.dp * dims.tp);
     }
     return config.distill.window * sent;
   }
@@ -356,12 +395,19 @@ std::int64_t link_memory(const RunConfig& config, const RoleConfig& role,
   const bool is_sliced = config.distill.codec.kind == distill::PayloadKind::full;
   const std::int64_t received = tokens * share(bytes.payload, is_sliced ? dims.tp : 1) +
                                 share(tokens * (bytes.hidden + bytes.attention), dims.tp) +
-                                tokens * bytes.loss + share(bytes.head, dims.tp);
-  return (config.distill.window + 1) * received;  // packets of the window, and the step that is consumed
+                                tokens * bytes.loss + share(bytes.head, dims.tp) +
+                                share(bytes.gap, dims.dp * dims.tp);
+  if (is_replay(config)) {
+    return received;
+  }
+  const std::int64_t replayed = config.command == Command::bench_stream ? 1 : 0;
+  // Packets of the window, and the step that is consumed.
+  return (config.distill.window + 1 + replayed) * received;
 }
 
 void validate_distill(const RunConfig& config) {
   ATHANOR_CHECK(config.roles.size() > 1, "a distill job has {} role", config.roles.size());
+  validate_recording(config);
   check_vocabularies(config);
   check_precisions(config);
   check_freezing(config);
@@ -374,7 +420,9 @@ void validate_distill(const RunConfig& config) {
         "distill.temperature_min) give a period, or a step of 0 or less",
         temperature.step_change);
   }
-  make_phases(config);
+  check_stages(config);
+  validate_gates(config);
+  validate_search(config);
 }
 
 }  // namespace athanor::config

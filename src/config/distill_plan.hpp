@@ -37,6 +37,7 @@ struct SignalBytes {
   std::int64_t hidden = 0;     ///< of a token: states of chosen layers
   std::int64_t attention = 0;  ///< of a token: queries and keys of chosen layers
   std::int64_t loss = 0;       ///< of a token: the teacher's cross-entropy
+  std::int64_t gap = 0;        ///< of a step that measures the codec's gap: full logits of some tokens
   std::int64_t head = 0;       ///< of a step: the head's weights, when the codec needs them and they change
   std::int64_t per_token() const { return payload + hidden + attention + loss; }
 };

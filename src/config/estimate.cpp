@@ -4,6 +4,7 @@
 
 #include "base/error.hpp"
 #include "config/distill_plan.hpp"
+#include "config/recording_plan.hpp"
 #include "config/validate.hpp"
 #include "config/value_text.hpp"
 #include "nn/vocab_parallel.hpp"
@@ -13,7 +14,7 @@ namespace athanor::config {
 namespace {
 
 bool trains(const RunConfig& config, const RoleConfig& role) {
-  const bool is_training = config.command == Command::train || config.command == Command::distill ||
+  const bool is_training = config.command == Command::train || has_students(config.command) ||
                            config.command == Command::bench_step;
   return is_training && !role.frozen;
 }
@@ -79,6 +80,9 @@ std::string megabytes(std::int64_t bytes) {
 std::string describe_link(const RunConfig& config, const RoleConfig& student) {
   const SignalBytes bytes = signal_bytes(config, student);
   const std::int64_t tokens = config.batch.global * config.batch.seq;
+  if (is_replay(config)) {
+    return fmt::format("signals: read from {}\n", config.distill.source);
+  }
   return fmt::format(
       "signals: at most {} bytes a token = distribution {} + hidden states {} + attention {} + loss {}, and "
       "{} "
@@ -122,7 +126,7 @@ MemoryEstimate estimate_memory(const RunConfig& config, const RoleConfig& role,
   MemoryEstimate bytes;
   bytes.parameters = count.total() * element;
   if (trains(config, role)) {
-    bytes.gradients = count.total() * accumulator;
+    bytes.gradients = count.total() * accumulator * (role.precision.error_feedback ? 2 : 1);
     std::int64_t owned = count.total();
     if (role.optim.zero == 1) {
       const std::int64_t key_value_holders =
@@ -176,7 +180,7 @@ std::string describe_plan(const RunConfig& config, const RoleConfig& role,
       megabytes(bytes.total()), megabytes(bytes.parameters), megabytes(bytes.gradients),
       megabytes(bytes.optimizer), megabytes(bytes.activations), megabytes(bytes.logits),
       megabytes(bytes.program), bytes.link > 0 ? " + signals " + megabytes(bytes.link) : "");
-  if (config.command == Command::distill && role.kind == parallel::RoleKind::student) {
+  if (has_students(config.command) && role.kind == parallel::RoleKind::student) {
     text += describe_link(config, role);
   }
   return text;

@@ -41,6 +41,11 @@ CommandText command_text(Command command) {
       return {"mpirun -np N athanor bench checkpoint --config=configs/bench-s.ini",
               "Times saving and loading a checkpoint and, in the same run, raw writes and reads of as many "
               "bytes."};
+    case Command::bench_stream:
+      return {
+          "mpirun -np N athanor bench stream --config=configs/bench-distill.ini",
+          "Times teacher and students together and, in the same run, each alone; counts the bytes between "
+          "them."};
     case Command::checkpoint_list:
       return {"athanor checkpoint list --from=RUN",
               "The checkpoints of a run: step, size, whole or not, why."};

@@ -22,6 +22,8 @@ std::string_view command_name(Command command) {
       return "bench step";
     case Command::bench_checkpoint:
       return "bench checkpoint";
+    case Command::bench_stream:
+      return "bench stream";
     case Command::checkpoint_list:
       return "checkpoint list";
     case Command::checkpoint_verify:
@@ -42,6 +44,10 @@ std::string_view command_name(Command command) {
 
 bool converts_checkpoints(Command command) {
   return command_name(command).starts_with("checkpoint ");
+}
+
+bool has_students(Command command) {
+  return command == Command::distill || command == Command::bench_stream;
 }
 
 CommandSet commands(std::initializer_list<Command> list) {

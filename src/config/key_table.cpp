@@ -17,7 +17,8 @@ namespace {
 
 const CommandSet uses_weights = commands({Command::evaluate, Command::generate});
 const CommandSet trains = commands({Command::train, Command::distill});
-const CommandSet builds_model = trains | commands({Command::bench_step, Command::bench_checkpoint});
+const CommandSet builds_model =
+    trains | commands({Command::bench_step, Command::bench_checkpoint, Command::bench_stream});
 const CommandSet converts = commands(
     {Command::checkpoint_list, Command::checkpoint_verify, Command::checkpoint_show, Command::checkpoint_diff,
      Command::checkpoint_merge, Command::checkpoint_export, Command::checkpoint_import});
@@ -62,12 +63,24 @@ void add_command_keys(std::vector<Key>& keys) {
             "plan for "
             "that many.",
             "ranks", at_least(0)});
-  KeyGroup(keys, "", commands({Command::distill}))
+  KeyGroup(keys, "", trains)
       .per_role()
       .add("init", ROLE(init),
            {"Checkpoint folder, run, or checkpoints folder (its newest whole one) whose weights the role "
             "starts "
             "from; empty: random weights."})
+      .add(
+          "init_mode", ROLE(init_mode),
+          {"exact: init holds a model of the role's own shape; shrink: a larger one, out of which the role's "
+           "is made."})
+      .add(
+          "init_layers", ROLE(init_layers),
+          {"Layers of the larger model that shrink keeps, one for each layer: a rising comma-separated list, "
+           "counted from 0; empty: equally spaced, first and last included."})
+      .add("init_experts", ROLE(init_experts),
+           {"What shrink makes fewer experts of: the most used ones, or means of similar ones."});
+  KeyGroup(keys, "", commands({Command::distill, Command::bench_stream}))
+      .per_role()
       .add("frozen", ROLE(frozen), {"The role's weights stay as they are; of a teacher only."});
 }
 
@@ -80,7 +93,16 @@ void add_run_keys(std::vector<Key>& keys) {
             "start afresh, refused when it has some; or the path of a checkpoint."})
       .add("allow_mismatch", RUN(run.allow_mismatch),
            {"Keys that may differ from those of the checkpoint although they change the run: a "
-            "comma-separated list; data.train and data.tokenizer stand for their contents."});
+            "comma-separated list; data.train and data.tokenizer stand for their contents."})
+      .add("end_time", RUN(run.end_time),
+           {"When the job will be ended by force, in seconds since 1970 (the job scripts ask Slurm for it): "
+            "no "
+            "step is begun that could not be saved before; the job then stops with exit code 75. 0: unknown.",
+            "seconds", at_least(0)})
+      .add("stop_margin_s", RUN(run.stop_margin_s),
+           {"Time kept free before run.end_time, besides 1.5 times the longest of the last steps and the "
+            "longest save.",
+            "seconds", at_least(0)});
   KeyGroup(keys, "run", builds_model)
       .add("seed", RUN(run.seed),
            {"Seed of every random number: initial weights, order of the data, dropout."});
@@ -225,10 +247,14 @@ void add_precision_keys(std::vector<Key>& keys) {
       .add("grad_comm", ROLE(precision.grad_comm),
            {"Number format of gradients on the wire; full is the accumulation type."})
       .add("dispatch_comm", ROLE(precision.dispatch_comm),
-           {"Number format of tokens on their way to the experts."})
-      .add("combine_comm", ROLE(precision.combine_comm),
-           {"Number format of the experts' results on their way back."})
-      .add("fp8_format", ROLE(precision.fp8_format), {"FP8 variant, where another precision key is fp8."});
+           {"Number format of tokens on their way to the experts, and of the gradients of the experts' "
+            "results."})
+      .add(
+          "combine_comm", ROLE(precision.combine_comm),
+          {"Number format of the experts' results on their way back, and of the tokens' gradients; not fp8."})
+      .add("fp8_format", ROLE(precision.fp8_format), {"FP8 variant, where another precision key is fp8."})
+      .add("error_feedback", ROLE(precision.error_feedback),
+           {"Adds what the wire's rounding took from a rank's gradients to those of its next step."});
 }
 
 void add_train_keys(std::vector<Key>& keys) {
@@ -262,6 +288,9 @@ void add_tool_keys(std::vector<Key>& keys) {
       .add("prompt", RUN(generate.prompt), {"Text to continue; empty: start a document."})
       .add("max_new_tokens", RUN(generate.max_new_tokens),
            {"Tokens to generate at most.", "tokens", at_least(1)})
+      .add("min_new_tokens", RUN(generate.min_new_tokens),
+           {"Tokens to generate at least: the end of the document is not chosen before.", "tokens",
+            at_least(0)})
       .add("top_k", RUN(generate.top_k),
            {"Sample among so many most probable tokens; 0: all.", "tokens", at_least(0)})
       .add("top_p", RUN(generate.top_p),
@@ -291,10 +320,10 @@ void add_tool_keys(std::vector<Key>& keys) {
       .add("threads", RUN(tokenize.options.threads),
            {"Encoding threads; 0: one for each core. The output does not depend on it.", "threads",
             at_least(0)});
-  KeyGroup(keys, "bench", commands({Command::bench_step, Command::bench_checkpoint}))
+  KeyGroup(keys, "bench", commands({Command::bench_step, Command::bench_checkpoint, Command::bench_stream}))
       .add("rounds", RUN(bench.rounds),
            {"Alternations of what is measured and its limit.", "rounds", at_least(1)});
-  KeyGroup(keys, "bench", commands({Command::bench_step}))
+  KeyGroup(keys, "bench", commands({Command::bench_step, Command::bench_stream}))
       .add("warmup_steps", RUN(bench.warmup_steps), {"Steps before the clock starts.", "steps", at_least(0)})
       .add("steps_per_round", RUN(bench.steps_per_round),
            {"Steps timed in one round.", "steps", at_least(1)});

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "base/error.hpp"
+#include "config/recording_plan.hpp"
 
 namespace athanor::config {
 namespace {
@@ -124,6 +125,9 @@ std::vector<int> resolve_ranks(const RunConfig& config, int world_size) {
   std::string list;
   std::vector<std::string> open;
   for (const RoleConfig& role : config.roles) {
+    if (!runs(config, role)) {
+      continue;
+    }
     given += role.ranks;
     list += fmt::format("{}{}.ranks={}", list.empty() ? "" : ", ", role.name, role.ranks);
     if (role.ranks == 0) {
@@ -145,15 +149,19 @@ std::vector<int> resolve_ranks(const RunConfig& config, int world_size) {
   }
   std::vector<int> ranks;
   for (const RoleConfig& role : config.roles) {
-    ranks.push_back(role.ranks > 0 ? role.ranks : static_cast<int>(rest));
+    const int own = role.ranks > 0 ? role.ranks : static_cast<int>(rest);
+    ranks.push_back(runs(config, role) ? own : 0);
   }
   return ranks;
 }
 
 int planned_ranks(const RunConfig& config, int world_size) {
-  const bool all_given = std::all_of(config.roles.begin(), config.roles.end(),
-                                     [](const RoleConfig& role) { return role.ranks > 0; });
-  const auto add = [](int sum, const RoleConfig& role) { return sum + role.ranks; };
+  const bool all_given = std::all_of(config.roles.begin(), config.roles.end(), [&](const RoleConfig& role) {
+    return role.ranks > 0 || !runs(config, role);
+  });
+  const auto add = [&](int sum, const RoleConfig& role) {
+    return sum + (runs(config, role) ? role.ranks : 0);
+  };
   return all_given ? std::accumulate(config.roles.begin(), config.roles.end(), 0, add) : world_size;
 }
 

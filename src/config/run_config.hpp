@@ -16,6 +16,7 @@
 #include "distill/kd_options.hpp"
 #include "distill/phase.hpp"
 #include "distill/schedules.hpp"
+#include "distill/student_init.hpp"
 #include "model/transformer_config.hpp"
 #include "optim/optim_options.hpp"
 #include "parallel/process_grid.hpp"
@@ -34,6 +35,7 @@ enum class Command {
   generate,
   bench_step,
   bench_checkpoint,
+  bench_stream,
   checkpoint_list,
   checkpoint_verify,
   checkpoint_show,
@@ -43,22 +45,29 @@ enum class Command {
   checkpoint_import
 };
 
-inline constexpr std::array<Command, 14> all_commands = {
-    Command::tokenize,          Command::train,
-    Command::distill,           Command::evaluate,
-    Command::generate,          Command::bench_step,
-    Command::bench_checkpoint,  Command::checkpoint_list,
-    Command::checkpoint_verify, Command::checkpoint_show,
-    Command::checkpoint_diff,   Command::checkpoint_merge,
-    Command::checkpoint_export, Command::checkpoint_import};
+inline constexpr std::array<Command, 15> all_commands = {
+    Command::tokenize,         Command::train,
+    Command::distill,          Command::evaluate,
+    Command::generate,         Command::bench_step,
+    Command::bench_checkpoint, Command::bench_stream,
+    Command::checkpoint_list,  Command::checkpoint_verify,
+    Command::checkpoint_show,  Command::checkpoint_diff,
+    Command::checkpoint_merge, Command::checkpoint_export,
+    Command::checkpoint_import};
 /// The words on the command line: "train", "bench step".
 std::string_view command_name(Command command);
 
 /// Whether the command looks at or converts checkpoints: it takes no model, and one rank does.
 bool converts_checkpoints(Command command);
 
+/// Whether the command has a teacher and students, and `distill.*`.
+bool has_students(Command command);
+
 enum class DeviceKind { cpu, cuda };
 enum class OnSaveError { retry, stop };
+enum class InitMode { exact, shrink };
+enum class OnTeacherLoss { stop, labels };
+enum class SearchKind { none, temperature };
 enum class ExchangeFormat { hf };
 enum class ExchangeType { stored, f32, bf16 };
 
@@ -69,6 +78,8 @@ struct RunSection {
   DeviceKind device = DeviceKind::cpu;
   std::string resume = "auto";  ///< auto, never, or a path
   std::string allow_mismatch;   ///< list of keys that may differ from the checkpoint's
+  std::int64_t end_time = 0;    ///< seconds since 1970; 0: unknown
+  double stop_margin_s = 60.0;
 };
 
 /// `checkpoint.*`.
@@ -99,7 +110,24 @@ struct DistillSection {
   double attention_weight = distill::FeatureMix{}.attention;
   bool maturity_gate = false;
   distill::MaturityOptions maturity;  ///< maturity_margin
-  double deadline_s = 300.0;          ///< longest wait for the other side of the link
+  bool difficulty_gate = false;
+  distill::DifficultyOptions difficulty;  ///< difficulty_full_until, difficulty_zero_from
+  bool balance_losses = false;
+  distill::WeightSchedule hidden_schedule;     ///< hidden_warmup_steps, hidden_decay; its base is not used
+  distill::WeightSchedule attention_schedule;  ///< attention_warmup_steps, attention_decay; likewise
+  std::int64_t decay_period = 100;
+  double held_out = 0.0;                   ///< share of samples that students are not trained on
+  distill::EarlyStoppingOptions stopping;  ///< patience, min_improvement
+  OnTeacherLoss on_teacher_loss = OnTeacherLoss::stop;
+  std::int64_t gap_every = 0;
+  double gap_fraction = 0.01;
+  double deadline_s = 300.0;        ///< longest wait for the other side of the link
+  std::string source = "live";      ///< or the folder of a recording
+  std::string record;               ///< folder to record in; empty: none
+  std::string record_temperatures;  ///< list
+  SearchKind search = SearchKind::none;
+  std::int64_t trials = 20;
+  std::int64_t trial_steps = 100;
 };
 
 /// `from`, `to`, `format`, `dtype`: what the checkpoint commands read and write.
@@ -138,6 +166,7 @@ struct PrecisionSection {
   base::WireType dispatch_comm = base::WireType::full;
   base::WireType combine_comm = base::WireType::full;
   base::Fp8Format fp8_format = base::Fp8Format::e4m3;
+  bool error_feedback = false;
 };
 
 /// `train.*`.
@@ -152,6 +181,7 @@ struct TrainSection {
 struct GenerateSection {
   std::string prompt;
   std::int64_t max_new_tokens = 256;
+  std::int64_t min_new_tokens = 0;
   std::int64_t top_k = 50;
   double top_p = 1.0;
   double temperature = 1.0;
@@ -186,6 +216,9 @@ struct RoleConfig {
   parallel::RoleKind kind = parallel::RoleKind::teacher;
   int ranks = 0;     ///< 0: all ranks of the job that no other role has
   std::string init;  ///< a checkpoint, run or checkpoints folder whose weights it starts from; empty: random
+  InitMode init_mode = InitMode::exact;  ///< shrink: `init` holds a larger model
+  std::string init_layers;               ///< of the larger model, a list; empty: equally spaced
+  distill::ExpertReduction init_experts = distill::StudentInitOptions{}.experts;
   bool frozen = false;  ///< teacher only: it does not train
   model::TransformerConfig model;
   ParallelSection parallel;

@@ -5,9 +5,12 @@
 #include <utility>
 
 #include "base/error.hpp"
+#include "config/distill_gates.hpp"
 #include "config/distill_plan.hpp"
 #include "config/ini.hpp"
+#include "config/init_layers.hpp"
 #include "config/key.hpp"
+#include "config/recording_plan.hpp"
 #include "config/roles.hpp"
 #include "config/value_text.hpp"
 #include "data/dataset.hpp"
@@ -27,7 +30,8 @@ bool is_run(Command command) {
 }
 
 bool trains(Command command) {
-  return is_run(command) || command == Command::bench_step || command == Command::bench_checkpoint;
+  return is_run(command) || command == Command::bench_step || command == Command::bench_checkpoint ||
+         command == Command::bench_stream;
 }
 
 // Each value by itself: what the key table says. Values set by code pass through the same checks as text.
@@ -139,20 +143,34 @@ void check_model_layout(const RoleConfig& role, const parallel::ParallelDims& di
   check_expert_layout(role, dims);
 }
 
+// Formats of the rows between tokens and experts; gradients are checked where they are reduced.
+void check_row_wire(const char* name, base::WireType wire, base::ComputeType compute) {
+  if (wire == base::WireType::full) {
+    return;
+  }
+  if (compute == base::ComputeType::f64) {
+    throw ConfigError("precision.{}={} (precision.compute=f64 sends full values only) use full", name,
+                      to_text(wire));
+  }
+  if (wire == base::WireType::bf16 && compute == base::ComputeType::fp16) {
+    throw ConfigError(
+        "precision.{}=bf16 (precision.compute=fp16: its numbers take 2 bytes as they are and would only lose "
+        "digits) use full",
+        name);
+  }
+}
+
 void check_precision(const RoleConfig& role) {
   const PrecisionSection& precision = role.precision;
-  const std::pair<const char*, base::WireType> wires[] = {{"grad_comm", precision.grad_comm},
-                                                          {"dispatch_comm", precision.dispatch_comm},
-                                                          {"combine_comm", precision.combine_comm}};
-  for (const auto& [name, wire] : wires) {
-    if (wire == base::WireType::full) {
-      continue;
-    }
-    if (precision.compute == base::ComputeType::f64) {
-      throw ConfigError("precision.{}={} (precision.compute=f64 sends full values only) use full", name,
-                        to_text(wire));
-    }
-    throw ConfigError("precision.{}={} (not in version {}) use full", name, to_text(wire), version);
+  validate(optim::GradientWire{precision.grad_comm, precision.fp8_format, precision.error_feedback},
+           role.optim, precision.compute == base::ComputeType::f64);
+  check_row_wire("dispatch_comm", precision.dispatch_comm, precision.compute);
+  check_row_wire("combine_comm", precision.combine_comm, precision.compute);
+  if (precision.combine_comm == base::WireType::fp8) {
+    throw ConfigError(
+        "precision.combine_comm=fp8 (results are summed over a token's experts and keep more digits) use "
+        "full "
+        "or bf16");
   }
 }
 
@@ -205,7 +223,8 @@ void check_data(const RunConfig& config) {
         "data.train is empty (there is nothing to train on) name token files, as athanor tokenize "
         "writes them");
   }
-  if (is_run(config.command) && config.train.eval_every > 0 && valid.empty()) {
+  const bool watches_held_out = config.command == Command::distill && config.distill.stopping.patience > 0;
+  if (is_run(config.command) && config.train.eval_every > 0 && valid.empty() && !watches_held_out) {
     throw ConfigError(
         "train.eval_every={} (data.valid is empty: there is nothing to evaluate on) set data.valid, or "
         "train.eval_every=0",
@@ -226,6 +245,9 @@ void check_role(const RunConfig& config, const RoleConfig& role, int ranks) {
   if (trains(config.command)) {
     check_optimizer(role, config);
   }
+  if (is_run(config.command)) {
+    check_init(role);
+  }
   if (config.command != Command::generate) {
     check_batch(config, role, dims);
   }
@@ -236,6 +258,9 @@ void check_roles(const RunConfig& config, int world_size) {
   for (std::size_t i = 0; i < config.roles.size(); ++i) {
     if (config.roles.size() == 1) {
       check_role(config, config.roles[i], ranks[i]);
+      continue;
+    }
+    if (!runs(config, config.roles[i])) {
       continue;
     }
     try {
@@ -354,8 +379,9 @@ void validate(const RunConfig& config, int world_size) {
   }
   check_data(config);
   check_roles(config, world_size);
-  if (config.command == Command::distill) {
+  if (has_students(config.command)) {
     validate_distill(config);
+    validate_gap(config, resolve_ranks(config, world_size));
   }
 }
 

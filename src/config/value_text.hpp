@@ -33,6 +33,26 @@ struct EnumWords<OnSaveError> {
       {{"retry", OnSaveError::retry}, {"stop", OnSaveError::stop}}};
 };
 template <>
+struct EnumWords<SearchKind> {
+  static constexpr std::array<std::pair<std::string_view, SearchKind>, 2> words{
+      {{"none", SearchKind::none}, {"temperature", SearchKind::temperature}}};
+};
+template <>
+struct EnumWords<OnTeacherLoss> {
+  static constexpr std::array<std::pair<std::string_view, OnTeacherLoss>, 2> words{
+      {{"stop", OnTeacherLoss::stop}, {"labels", OnTeacherLoss::labels}}};
+};
+template <>
+struct EnumWords<InitMode> {
+  static constexpr std::array<std::pair<std::string_view, InitMode>, 2> words{
+      {{"exact", InitMode::exact}, {"shrink", InitMode::shrink}}};
+};
+template <>
+struct EnumWords<distill::ExpertReduction> {
+  static constexpr std::array<std::pair<std::string_view, distill::ExpertReduction>, 2> words{
+      {{"choose", distill::ExpertReduction::choose}, {"merge", distill::ExpertReduction::merge}}};
+};
+template <>
 struct EnumWords<ExchangeFormat> {
   static constexpr std::array<std::pair<std::string_view, ExchangeFormat>, 1> words{
       {{"hf", ExchangeFormat::hf}}};

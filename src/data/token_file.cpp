@@ -10,7 +10,7 @@
 
 #include "base/error.hpp"
 #include "base/hash.hpp"
-#include "data/detail/mapped_file.hpp"
+#include "base/mapped_file.hpp"
 #include "data/detail/token_index.hpp"
 
 namespace athanor::data {
@@ -66,8 +66,8 @@ struct TokenFile::State {
       : prefix(prefix_in), index(prefix_in + ".idx"), bin(prefix_in + ".bin") {}
 
   std::string prefix;
-  detail::MappedFile index;
-  detail::MappedFile bin;
+  base::MappedFile index;
+  base::MappedFile bin;
   TokenType type = TokenType::int32;
   std::int64_t sequences = 0;
   std::int64_t documents = 0;

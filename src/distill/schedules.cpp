@@ -87,6 +87,12 @@ std::vector<double> TemperatureSchedule::in_use(std::int64_t step,
   return {temperatures.begin(), temperatures.end()};
 }
 
+void add_temperatures(std::vector<double>& temperatures, const std::vector<double>& more) {
+  temperatures.insert(temperatures.end(), more.begin(), more.end());
+  std::sort(temperatures.begin(), temperatures.end());
+  temperatures.erase(std::unique(temperatures.begin(), temperatures.end()), temperatures.end());
+}
+
 void validate(const TemperatureSchedule& schedule) {
   if (!(std::isfinite(schedule.minimum) && schedule.minimum > 0.0)) {
     throw base::ConfigError(

@@ -57,6 +57,8 @@ struct TemperatureSchedule {
   /// serve.
   std::vector<double> in_use(std::int64_t step, const std::vector<std::string>& domains) const;
 };
+/// `temperatures` and `more`, each once, ascending.
+void add_temperatures(std::vector<double>& temperatures, const std::vector<double>& more);
 /// Throws ConfigError when a temperature is below `minimum`, `minimum` is not positive, or a period is
 /// negative.
 void validate(const TemperatureSchedule& schedule);

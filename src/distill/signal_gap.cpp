@@ -1,5 +1,10 @@
 #include "distill/signal_gap.hpp"
 
+#include <algorithm>
+#include <cmath>
+#include <utility>
+#include <vector>
+
 #include <ATen/ATen.h>
 
 #include "base/philox.hpp"
@@ -15,16 +20,29 @@ SignalGap& SignalGap::operator+=(const SignalGap& other) {
   return *this;
 }
 
-at::Tensor measured_tokens(const TokenPlaces& places, double fraction, std::uint64_t seed) {
+std::int64_t num_measured(std::int64_t seq, double fraction) {
+  const auto share = static_cast<std::int64_t>(std::ceil(fraction * static_cast<double>(seq)));
+  return std::clamp<std::int64_t>(share, 1, seq);
+}
+
+at::Tensor measured_positions(const at::Tensor& sample_ids_B, std::int64_t seq, std::int64_t count,
+                              std::uint64_t seed) {
   const base::PhiloxStream stream(seed, base::RandomPurpose::signal_sampling, "distill.gap");
-  const at::Tensor samples = places.sample_ids_C.contiguous(), positions = places.positions_C.contiguous();
-  const at::Tensor measured = at::zeros({samples.numel()}, at::kBool);
-  for (std::int64_t i = 0; i < samples.numel(); ++i) {
-    measured.data_ptr<bool>()[i] =
-        stream.uniform(static_cast<std::uint64_t>(samples.const_data_ptr<std::int64_t>()[i]),
-                       static_cast<std::uint64_t>(positions.const_data_ptr<std::int64_t>()[i])) < fraction;
+  const at::Tensor samples_B = sample_ids_B.contiguous();
+  const at::Tensor positions_BP = at::empty({samples_B.numel(), count}, at::kLong);
+  std::vector<std::pair<std::uint64_t, std::int64_t>> keys(static_cast<std::size_t>(seq));
+  for (std::int64_t row = 0; row < samples_B.numel(); ++row) {
+    const auto sample = static_cast<std::uint64_t>(samples_B.const_data_ptr<std::int64_t>()[row]);
+    for (std::int64_t position = 0; position < seq; ++position) {
+      keys[static_cast<std::size_t>(position)] = {stream.bits(sample, static_cast<std::uint64_t>(position)),
+                                                  position};
+    }
+    std::nth_element(keys.begin(), keys.begin() + (count - 1), keys.end());
+    auto* positions = positions_BP.mutable_data_ptr<std::int64_t>() + row * count;
+    std::transform(keys.begin(), keys.begin() + count, positions, [](const auto& key) { return key.second; });
+    std::sort(positions, positions + count);
   }
-  return measured;
+  return positions_BP;
 }
 
 SignalGap measure_gap(const at::Tensor& student_Cv, const at::Tensor& teacher_Cv, std::int64_t first_id,

@@ -21,9 +21,13 @@ struct SignalGap {
   SignalGap& operator+=(const SignalGap& other);
 };
 
-/// bool [C]: the tokens that are measured, a share `fraction` of all, drawn by (seed, sample, position):
+/// Positions of a sample that are measured: ceil(fraction * seq), at least 1.
+std::int64_t num_measured(std::int64_t seq, double fraction);
+
+/// int64 [B, count]: distinct ascending positions of [0, seq) for each sample, drawn by (seed, sample):
 /// teacher and student name the same ones on any layout.
-at::Tensor measured_tokens(const TokenPlaces& places, double fraction, std::uint64_t seed);
+at::Tensor measured_positions(const at::Tensor& sample_ids_B, std::int64_t seq, std::int64_t count,
+                              std::uint64_t seed);
 
 /// Compares the forward KL of a payload with that of the teacher's full logits on the same rows. student and
 /// teacher logits [C, v] are this rank's slice from first_id on; `signal` is of these C tokens at temperature

@@ -1,42 +1,31 @@
-#include <limits>
+#include <algorithm>
 
 #include <ATen/ATen.h>
 
 #include "base/error.hpp"
 #include "distill/codec.hpp"
+#include "kernels/fp8.hpp"
 #include "parallel/parameter_map.hpp"
 
 namespace athanor::distill {
 namespace {
 
-at::ScalarType fp8_type(base::Fp8Format format) {
-  return format == base::Fp8Format::e4m3 ? at::kFloat8_e4m3fn : at::kFloat8_e5m2;
-}
-
-double fp8_largest(base::Fp8Format format) {
-  return format == base::Fp8Format::e4m3 ? 448.0 : 57344.0;
-}
+static_assert(state_block == kernels::fp8_block);
 
 std::int64_t num_blocks(std::int64_t width) {
-  return (width + state_block - 1) / state_block;
-}
-
-/// [N, D] -> [N, blocks, state_block], the last block filled up with zeros.
-at::Tensor in_blocks(const at::Tensor& rows_ND) {
-  const std::int64_t blocks = num_blocks(rows_ND.size(1));
-  return at::constant_pad_nd(rows_ND, {0, blocks * state_block - rows_ND.size(1)})
-      .view({rows_ND.size(0), blocks, state_block});
+  return kernels::fp8_blocks(width);
 }
 
 EncodedStates encode_fp8(const at::Tensor& rows_ND, base::Fp8Format format) {
-  const at::Tensor blocks_NBX = in_blocks(rows_ND.to(at::kFloat));
-  const at::Tensor largest_NB = blocks_NBX.abs().amax(2);
-  at::Tensor scale_NB = largest_NB / fp8_largest(format);
-  // A block of zeros, or of numbers so small that their scale would be none.
-  scale_NB.masked_fill_(scale_NB.lt(std::numeric_limits<float>::min()), 1.0);
-  scale_NB.masked_fill_(largest_NB.isfinite().logical_not(), std::numeric_limits<double>::quiet_NaN());
-  const at::Tensor data = (blocks_NBX / scale_NB.unsqueeze(2)).to(fp8_type(format)).view(at::kByte);
-  return {data.flatten(1).narrow(1, 0, rows_ND.size(1)).contiguous(), scale_NB.contiguous()};
+  const at::Tensor rows = rows_ND.to(at::kFloat).contiguous();
+  const std::int64_t width = rows.size(1);
+  EncodedStates encoded{at::empty(rows.sizes(), at::kByte),
+                        at::empty({rows.size(0), num_blocks(width)}, at::kFloat)};
+  kernels::Fp8Counts counts;
+  kernels::cpu::quantize_fp8_blocks(
+      rows.const_data_ptr<float>(), kernels::Fp8Rows::apart(rows.size(0), width), format,
+      encoded.data_ND.mutable_data_ptr<std::uint8_t>(), encoded.scale_NB.mutable_data_ptr<float>(), counts);
+  return encoded;
 }
 
 }  // namespace
@@ -63,9 +52,13 @@ at::Tensor decode_states(const EncodedStates& encoded, base::Fp8Format format, a
   if (!encoded.scale_NB.defined()) {
     return encoded.data_ND.to(type);
   }
-  const at::Tensor blocks_NBX =
-      in_blocks(encoded.data_ND).view(fp8_type(format)).to(at::kFloat) * encoded.scale_NB.unsqueeze(2);
-  return blocks_NBX.flatten(1).narrow(1, 0, encoded.data_ND.size(1)).to(type).contiguous();
+  const at::Tensor codes = encoded.data_ND.contiguous();
+  const at::Tensor scales = encoded.scale_NB.contiguous();
+  at::Tensor rows = at::empty(codes.sizes(), at::kFloat);
+  kernels::cpu::dequantize_fp8_blocks(codes.const_data_ptr<std::uint8_t>(), scales.const_data_ptr<float>(),
+                                      kernels::Fp8Rows::apart(codes.size(0), codes.size(1)), format,
+                                      rows.mutable_data_ptr<float>());
+  return rows.to(type);
 }
 
 std::int64_t state_bytes_per_token(std::int64_t width, base::WireType wire, std::int64_t full_bytes) {

@@ -29,6 +29,7 @@ DomainLoss domain_loss(const std::string& domain, double loss_sum, std::int64_t 
 struct Evaluator::Sums {
   double loss = 0.0;
   std::int64_t tokens = 0;
+  bool is_complete = true;
 };
 
 Evaluator::Evaluator(const model::Transformer& model, const parallel::ProcessGrid& grid,
@@ -55,6 +56,10 @@ Evaluator::Sums Evaluator::sum_domain(const data::Dataset& dataset, std::int64_t
   Sums sums;
   const std::int64_t rows_per_pass = options_.rows_per_replica * replicas.size();
   for (std::int64_t first = 0; first < sequences; first += rows_per_pass) {
+    if (options_.goes_on && !options_.goes_on()) {
+      sums.is_complete = false;
+      return sums;
+    }
     const std::int64_t mine = std::min(first + replicas.rank() * options_.rows_per_replica, sequences);
     const std::int64_t rows = std::min(options_.rows_per_replica, sequences - mine);
     const data::Batch batch = dataset.read_in_order(domain, mine, rows);
@@ -76,6 +81,9 @@ EvaluationResult Evaluator::evaluate(const data::Dataset& dataset, const moe::Ba
   Sums total;
   for (std::size_t domain = 0; domain < dataset.domain_names().size(); ++domain) {
     const Sums sums = sum_domain(dataset, static_cast<std::int64_t>(domain), balance);
+    if (!sums.is_complete) {
+      return {{}, {}, false};
+    }
     result.domains.push_back(domain_loss(dataset.domain_names()[domain], sums.loss, sums.tokens));
     total.loss += sums.loss;
     total.tokens += sums.tokens;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -16,6 +17,9 @@ struct EvaluatorOptions {
   /// At most this many sequences of each domain, the first ones; 0: all. Counted in sequences, not in passes,
   /// so that the result does not depend on the layout (training passes train.eval_batches * batch.global).
   std::int64_t max_sequences = 0;
+  /// Asked on every rank of the role before each pass, where it may communicate over the role; false, on all
+  /// of them alike, breaks the evaluation off. Empty: always true.
+  std::function<bool()> goes_on{};
 };
 
 /// Loss of one domain, or of all.
@@ -29,6 +33,7 @@ struct DomainLoss {
 struct EvaluationResult {
   std::vector<DomainLoss> domains;  ///< in the order of Dataset::domain_names()
   DomainLoss total;                 ///< over all tokens; its domain is empty
+  bool is_complete = true;          ///< false: broken off by EvaluatorOptions::goes_on
 };
 
 /// Scores a model. Changes nothing of it: no dropout, no statistics, balance state only read.

@@ -33,6 +33,11 @@ void GenerationOptions::validate() const {
     throw base::ConfigError("generate.max_new_tokens is {} (nothing would be generated) give at least 1",
                             max_new_tokens);
   }
+  if (min_new_tokens < 0 || min_new_tokens > max_new_tokens) {
+    throw base::ConfigError(
+        "generate.min_new_tokens is {} (generate.max_new_tokens is {}) give at least 0 and at most that",
+        min_new_tokens, max_new_tokens);
+  }
   if (beams < 1) {
     throw base::ConfigError(
         "generate.beams is {} (a text needs one) give 1 for sampling, more for beam search", beams);

@@ -23,8 +23,9 @@ struct SamplerOptions {
 struct GenerationOptions {
   SamplerOptions sampler;
   std::int64_t max_new_tokens = 256;
-  std::int64_t beams = 1;       ///< 1: sampling (or greedy); more: deterministic beam search
-  double length_penalty = 0.8;  ///< beam search ranks by sum of log-probabilities / length^length_penalty
+  std::int64_t min_new_tokens = 0;  ///< the end-of-document token is not chosen before so many new tokens
+  std::int64_t beams = 1;           ///< 1: sampling (or greedy); more: deterministic beam search
+  double length_penalty = 0.8;      ///< beam search ranks by sum of log-probabilities / length^length_penalty
   std::int64_t end_of_document = -1;  ///< token that ends a text; -1: none
   std::int64_t max_batch = 32;        ///< requests of a replica that are decoded together
 

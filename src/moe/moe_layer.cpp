@@ -17,7 +17,7 @@ struct MoeLayer::Parts {
         parallel::ParameterMap& parameters, const parallel::ProcessGrid& process_grid)
       : grid(&process_grid),
         router(options, shape.hidden, shape.init_std, prefix + "router.", parameters, process_grid),
-        dispatcher(options.num_experts, process_grid.comm(parallel::Axis::expert)),
+        dispatcher(options.num_experts, process_grid.comm(parallel::Axis::expert), options.wire),
         experts(options, shape.hidden, {shape.init_std, shape.output_init_std}, prefix + "experts.",
                 parameters, process_grid) {
     if (options.shared_experts > 0) {

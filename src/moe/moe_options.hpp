@@ -13,6 +13,14 @@ enum class BalanceKind { squared, switch_loss, sequence, bias };
 enum class BalanceCounts { batch, micro_step };
 enum class DropPolicy { position, score };
 
+/// How rows travel between a token's rank and its experts' ranks (`precision.*` of the configuration). `full`
+/// is the compute type; the other formats are not for f64.
+struct RowWire {
+  base::WireType dispatch = base::WireType::full;  ///< tokens forward, gradients of the results backward
+  base::WireType combine = base::WireType::full;   ///< results forward, gradients of the tokens backward
+  base::Fp8Format fp8_format = base::Fp8Format::e4m3;
+};
+
 /// `moe.*` of the configuration.
 struct MoeOptions {
   std::int64_t num_experts = 128;  ///< 0: dense model
@@ -32,6 +40,7 @@ struct MoeOptions {
   double z_weight = 0.0;          ///< c_z; 0: no z-loss
   double bias_rate = 0.001;       ///< gamma of the bias update
   std::int64_t every = 1;         ///< every n-th layer is sparse (the last of each n)
+  RowWire wire;                   ///< not from `moe.*` but from `precision.*`
   bool force_uniform = false;     ///< benchmarks only: choice ignores the router, perfectly balanced
 
   bool uses(BalanceKind kind) const {

@@ -7,6 +7,7 @@
 
 #include "base/error.hpp"
 #include "moe/detail/attach_backward.hpp"
+#include "moe/detail/row_wire.hpp"
 #include "moe/detail/rows.hpp"
 #include "parallel/collectives/collectives.hpp"
 
@@ -107,20 +108,52 @@ at::Tensor sent_part(const at::Tensor& rows, const DispatchPlan& plan) {
   return rows.narrow(0, plan.num_expert_rows(), plan.num_sent());
 }
 
-/// Rows that this rank computed for others go back to them, into the tail of their buffers.
-void return_rows(const at::Tensor& rows, const DispatchPlan& plan, const parallel::Communicator& ep,
-                 parallel::Traffic purpose) {
-  const at::Tensor returned = at::empty({plan.num_received(), rows.size(1)}, rows.options());
-  detail::copy_rows(returned, {}, rows, plan.received_row);
-  detail::exchange_rows(sent_part(rows, plan), plan.send_rows, returned, plan.receive_rows, ep, purpose);
+/// A group of one exchanges nothing, so it rounds nothing.
+bool is_exchanged_as_is(base::WireType wire, const at::Tensor& rows, const parallel::Communicator& ep) {
+  return ep.size() == 1 || detail::travels_as_is(wire, rows.scalar_type());
 }
 
-/// Rows for other ranks' experts go to them; the rows from others go to their places in `rows`.
+/// Rows that this rank computed for others go back to them, into the tail of their buffers.
+void return_rows(const at::Tensor& rows, const DispatchPlan& plan, const parallel::Communicator& ep,
+                 const RowWire& wire, parallel::Traffic purpose) {
+  const at::Tensor returned = at::empty({plan.num_received(), rows.size(1)}, rows.options());
+  detail::copy_rows(returned, {}, rows, plan.received_row);
+  const at::Tensor tail = sent_part(rows, plan);
+  if (is_exchanged_as_is(wire.combine, rows, ep)) {
+    detail::exchange_rows(tail, plan.send_rows, returned, plan.receive_rows, ep, purpose);
+    return;
+  }
+  const at::Tensor packed = detail::pack_rows(returned, wire.combine, wire.fp8_format, ep.traffic());
+  const at::Tensor arrived = at::empty({plan.num_sent(), packed.size(1)}, packed.options());
+  detail::exchange_rows(arrived, plan.send_rows, packed, plan.receive_rows, ep, purpose);
+  detail::unpack_rows(arrived, wire.fp8_format, tail, {});
+}
+
+/// Rows for other ranks' experts, `outgoing` as they travel, go to them; the rows from others go to their
+/// places in `rows`.
 void deliver_rows(const at::Tensor& rows, const at::Tensor& outgoing, const DispatchPlan& plan,
-                  const parallel::Communicator& ep, parallel::Traffic purpose) {
-  const at::Tensor received = at::empty({plan.num_received(), rows.size(1)}, rows.options());
+                  const parallel::Communicator& ep, const RowWire& wire, parallel::Traffic purpose) {
+  const at::Tensor received = at::empty({plan.num_received(), outgoing.size(1)}, outgoing.options());
   detail::exchange_rows(received, plan.receive_rows, outgoing, plan.send_rows, ep, purpose);
-  detail::copy_rows(rows, plan.received_row, received, {});
+  if (outgoing.scalar_type() == rows.scalar_type()) {
+    detail::copy_rows(rows, plan.received_row, received, {});
+  } else {
+    detail::unpack_rows(received, wire.fp8_format, rows, plan.received_row);
+  }
+}
+
+/// The rows of x that are sent, as they travel. A token is rounded once, whatever number of ranks it goes to.
+at::Tensor outgoing_tokens(const at::Tensor& x_TD, const at::Tensor& rows, const DispatchPlan& plan,
+                           const parallel::Communicator& ep, const RowWire& wire) {
+  if (is_exchanged_as_is(wire.dispatch, rows, ep)) {
+    const at::Tensor outgoing = sent_part(rows, plan);  // the tail is free until combine
+    detail::copy_rows(outgoing, {}, x_TD, plan.sent_token);
+    return outgoing;
+  }
+  const at::Tensor packed = detail::pack_rows(x_TD, wire.dispatch, wire.fp8_format, ep.traffic());
+  const at::Tensor outgoing = at::empty({plan.num_sent(), packed.size(1)}, packed.options());
+  detail::copy_rows(outgoing, {}, packed, plan.sent_token);
+  return outgoing;
 }
 
 }  // namespace
@@ -129,8 +162,10 @@ std::int64_t DispatchPlan::num_expert_rows() const {
   return std::accumulate(expert_rows.begin(), expert_rows.end(), std::int64_t{0});
 }
 
-TokenDispatcher::TokenDispatcher(std::int64_t num_experts, const parallel::Communicator& ep)
-    : num_experts_(num_experts), ep_(&ep) {
+TokenDispatcher::TokenDispatcher(std::int64_t num_experts, const parallel::Communicator& ep,
+                                 const RowWire& wire)
+    : num_experts_(num_experts), ep_(&ep), wire_(wire) {
+  ATHANOR_CHECK(wire.combine != base::WireType::fp8, "results travel in full or bf16");
   ATHANOR_CHECK(num_experts % ep.size() == 0, "{} experts over {} ranks", num_experts, ep.size());
 }
 
@@ -171,19 +206,19 @@ at::Tensor TokenDispatcher::dispatch(const at::Tensor& x_TD,
     const at::Tensor x = x_TD.contiguous();
     rows = at::empty({plan->buffer_rows(), x.size(1)}, x.options());
     detail::copy_rows(rows, plan->own_row, x, plan->own_token);
-    const at::Tensor outgoing = sent_part(rows, *plan);  // the tail is free until combine
-    detail::copy_rows(outgoing, {}, x, plan->sent_token);
-    deliver_rows(rows, outgoing, *plan, *ep, parallel::Traffic::dispatch);
+    deliver_rows(rows, outgoing_tokens(x, rows, *plan, *ep, wire_), *plan, *ep, wire_,
+                 parallel::Traffic::dispatch);
   }
-  return detail::attach_backward({x_TD}, {rows}, [plan, ep](const detail::TensorVector& gradients) {
-    const at::NoGradGuard no_grad;
-    const at::Tensor& drows = gradients[0];
-    ATHANOR_CHECK(drows.defined() && drows.is_contiguous(), "the experts gave no gradient of their rows");
-    return_rows(drows, *plan, *ep, parallel::Traffic::combine);
-    at::Tensor dx_TD = at::empty({plan->tokens, drows.size(1)}, drows.options());
-    detail::combine_rows(drows, plan->slot, at::Tensor(), plan->choices, dx_TD);
-    return detail::TensorVector{dx_TD};
-  })[0];
+  return detail::attach_backward(
+      {x_TD}, {rows}, [plan, ep, wire = wire_](const detail::TensorVector& gradients) {
+        const at::NoGradGuard no_grad;
+        const at::Tensor& drows = gradients[0];
+        ATHANOR_CHECK(drows.defined() && drows.is_contiguous(), "the experts gave no gradient of their rows");
+        return_rows(drows, *plan, *ep, wire, parallel::Traffic::combine);
+        at::Tensor dx_TD = at::empty({plan->tokens, drows.size(1)}, drows.options());
+        detail::combine_rows(drows, plan->slot, at::Tensor(), plan->choices, dx_TD);
+        return detail::TensorVector{dx_TD};
+      })[0];
 }
 
 at::Tensor TokenDispatcher::combine(const at::Tensor& rows, const at::Tensor& gates_TK,
@@ -194,19 +229,25 @@ at::Tensor TokenDispatcher::combine(const at::Tensor& rows, const at::Tensor& ga
   at::Tensor y_TD;
   {
     const at::NoGradGuard no_grad;
-    return_rows(buffer, *plan, *ep, parallel::Traffic::combine);
+    return_rows(buffer, *plan, *ep, wire_, parallel::Traffic::combine);
     y_TD = at::empty({plan->tokens, rows.size(1)}, rows.options());
     detail::combine_rows(buffer, plan->slot, gates, plan->choices, y_TD);
   }
-  return detail::attach_backward({rows, gates_TK}, {y_TD}, [=](const detail::TensorVector& gradients) {
-    const at::NoGradGuard no_grad;
-    const at::Tensor dy_TD = gradients[0].contiguous();
-    at::Tensor drows = at::empty(buffer.sizes(), buffer.options());
-    at::Tensor dgates_TK = at::empty(gates.sizes(), gates.options());
-    detail::combine_rows_backward(dy_TD, buffer, plan->slot, gates, plan->choices, drows, dgates_TK);
-    deliver_rows(drows, sent_part(drows, *plan), *plan, *ep, parallel::Traffic::dispatch);
-    return detail::TensorVector{drows, dgates_TK};
-  })[0];
+  return detail::attach_backward(
+      {rows, gates_TK}, {y_TD}, [=, wire = wire_](const detail::TensorVector& gradients) {
+        const at::NoGradGuard no_grad;
+        const at::Tensor dy_TD = gradients[0].contiguous();
+        at::Tensor drows = at::empty(buffer.sizes(), buffer.options());
+        at::Tensor dgates_TK = at::empty(gates.sizes(), gates.options());
+        detail::combine_rows_backward(dy_TD, buffer, plan->slot, gates, plan->choices, drows, dgates_TK);
+        const at::Tensor tail = sent_part(drows, *plan);
+        const at::Tensor outgoing =
+            is_exchanged_as_is(wire.dispatch, drows, *ep)
+                ? tail
+                : detail::pack_rows(tail, wire.dispatch, wire.fp8_format, ep->traffic());
+        deliver_rows(drows, outgoing, *plan, *ep, wire, parallel::Traffic::dispatch);
+        return detail::TensorVector{drows, dgates_TK};
+      })[0];
 }
 
 }  // namespace athanor::moe

@@ -16,6 +16,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "moe/moe_options.hpp"
 #include "moe/routing.hpp"
 #include "parallel/communicator.hpp"
 
@@ -43,10 +44,16 @@ struct DispatchPlan {
 
 /// All-to-all dispatch over the expert-parallel group. Every rank takes part in every exchange, with or
 /// without rows.
+///
+/// A wire other than `full` rounds the rows that change ranks, each number once an exchange; a rank's own
+/// choices are not rounded. The rounding's backward is the identity (straight-through): gradients pass as if
+/// nothing had been rounded, and are themselves rounded where they change ranks. A NaN or an infinity makes
+/// its block of 128 NaN at the receiver.
 class TokenDispatcher {
  public:
-  /// `ep` must outlive this and the backward passes. `num_experts` is a multiple of its size.
-  TokenDispatcher(std::int64_t num_experts, const parallel::Communicator& ep);
+  /// `ep` must outlive this and the backward passes. `num_experts` is a multiple of its size. Results travel
+  /// in full or bf16, tokens in any format; f64 rows in full only.
+  TokenDispatcher(std::int64_t num_experts, const parallel::Communicator& ep, const RowWire& wire = {});
 
   /// Sorts the choices and exchanges the counts. Collective over ep.
   std::shared_ptr<const DispatchPlan> plan(const Routing& routing) const;
@@ -63,6 +70,7 @@ class TokenDispatcher {
  private:
   std::int64_t num_experts_;
   const parallel::Communicator* ep_;
+  RowWire wire_;
 };
 
 }  // namespace athanor::moe

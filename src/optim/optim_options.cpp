@@ -48,4 +48,26 @@ void validate(const OptimOptions& options) {
   ATHANOR_CHECK(options.bucket_elements >= 1, "a bucket needs elements, not {}", options.bucket_elements);
 }
 
+void validate(const GradientWire& wire, const OptimOptions& options, bool is_f64) {
+  if (wire.type == base::WireType::full) {
+    if (wire.error_feedback) {
+      throw base::ConfigError(
+          "precision.error_feedback=true (precision.grad_comm=full rounds nothing that could be fed back) "
+          "leave it out or set precision.grad_comm to bf16 or fp8");
+    }
+    return;
+  }
+  const char* name = wire.type == base::WireType::bf16 ? "bf16" : "fp8";
+  if (is_f64) {
+    throw base::ConfigError("precision.grad_comm={} (precision.compute=f64 sends full values only) use full",
+                            name);
+  }
+  if (options.zero != 1) {
+    throw base::ConfigError(
+        "precision.grad_comm={} (optim.zero={}: sums that every holder needs would be rounded twice) use "
+        "optim.zero=1 or precision.grad_comm=full",
+        name, options.zero);
+  }
+}
+
 }  // namespace athanor::optim

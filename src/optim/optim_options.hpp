@@ -29,6 +29,18 @@ struct OptimOptions {
   std::int64_t bucket_elements = 8 << 20;
 };
 
+/// How gradients travel to the owners of their sums (`precision.*` of the configuration).
+struct GradientWire {
+  base::WireType type = base::WireType::full;
+  base::Fp8Format fp8_format = base::Fp8Format::e4m3;
+  /// Adds what rounding took from a rank's gradient to its gradient of the next step (Seide et al. 2014).
+  /// Takes one more number of the accumulation type for each gradient.
+  bool error_feedback = false;
+};
+
+/// Throws ConfigError for a wire that `options` or the accumulation type (`is_f64`) exclude.
+void validate(const GradientWire& wire, const OptimOptions& options, bool is_f64);
+
 /// Throws ConfigError naming the option, its value and the legal ones. `min_lr` is checked for schedules that
 /// use it.
 void validate(const OptimOptions& options);

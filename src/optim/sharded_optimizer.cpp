@@ -1,7 +1,6 @@
 #include "optim/sharded_optimizer.hpp"
 
 #include <cmath>
-#include <string_view>
 
 #include "base/error.hpp"
 #include "base/stopwatch.hpp"
@@ -9,19 +8,6 @@
 #include "optim/grad_norm.hpp"
 
 namespace athanor::optim {
-namespace {
-
-void require_full_wire(base::WireType grad_comm) {
-  if (grad_comm != base::WireType::full) {
-    throw base::ConfigError(
-        "precision.grad_comm={} (this version sends gradients in the accumulation type only; other types are "
-        "not "
-        "available) set precision.grad_comm=full",
-        grad_comm == base::WireType::bf16 ? "bf16" : "fp8");
-  }
-}
-
-}  // namespace
 
 struct ShardedOptimizer::State {
   OptimOptions options;
@@ -36,7 +22,7 @@ struct ShardedOptimizer::State {
   double reduce_and_norm(double gradient_scale) {
     SquareSum squares;
     for (const auto& group : groups) {
-      group->reduce_gradients();
+      group->reduce_gradients(gradient_scale);
       group->add_squares(squares);
     }
     squares.all_reduce(*role);
@@ -44,16 +30,18 @@ struct ShardedOptimizer::State {
   }
 };
 
-ShardedOptimizer::ShardedOptimizer(const OptimOptions& options, base::WireType grad_comm,
+ShardedOptimizer::ShardedOptimizer(const OptimOptions& options, const GradientWire& wire,
                                    const parallel::ParameterMap& parameters,
                                    const parallel::ProcessGrid& grid)
     : state_(std::make_unique<State>()) {
   validate(options);
-  require_full_wire(grad_comm);
+  const bool is_f64 =
+      !parameters.all().empty() && parameters.all().front()->value.scalar_type() == at::kDouble;
+  validate(wire, options, is_f64);
   state_->options = options;
   state_->role = &grid.role();
   state_->reduction_groups = parallel::build_reduction_groups(parameters, grid.role());
-  state_->groups = detail::build_flat_groups(state_->reduction_groups, state_->options);
+  state_->groups = detail::build_flat_groups(state_->reduction_groups, state_->options, wire);
 }
 
 ShardedOptimizer::~ShardedOptimizer() = default;
@@ -72,6 +60,9 @@ UpdateResult ShardedOptimizer::step(const StepInput& input) {
   result.grad_norm = state.reduce_and_norm(input.gradient_scale);
   // The norm is a sum over the whole role, so all ranks decide alike.
   result.skipped = !std::isfinite(result.grad_norm);
+  for (const auto& group : state.groups) {
+    group->finish_reduction(result.skipped, input.gradient_scale);
+  }
   if (result.skipped) {
     state.times.reduce_s = watch.seconds();
     return result;
@@ -115,6 +106,14 @@ std::vector<OwnedState> ShardedOptimizer::written_state() {
   std::vector<OwnedState> states;
   for (const auto& group : state_->groups) {
     group->append_written_state(states);
+  }
+  return states;
+}
+
+std::vector<ResidualState> ShardedOptimizer::residual_state() {
+  std::vector<ResidualState> states;
+  for (const auto& group : state_->groups) {
+    group->append_residuals(states);
   }
   return states;
 }

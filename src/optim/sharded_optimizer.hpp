@@ -7,7 +7,6 @@
 #include <memory>
 #include <vector>
 
-#include "base/precision.hpp"
 #include "optim/loss_scaler.hpp"
 #include "optim/lr_schedule.hpp"
 #include "optim/optim_options.hpp"
@@ -35,12 +34,21 @@ struct OwnedState {
   at::Tensor exp_avg_sq;   ///< [count]
 };
 
+/// What this rank's rounded gradients of one parameter still lack (error feedback), as a gradient of the mean
+/// loss. `residual` is a view of the optimizer's own storage.
+struct ResidualState {
+  std::shared_ptr<parallel::Parameter> parameter;
+  int holder = 0;  ///< which of the slice's holders this rank is, in rank order
+  int holders = 1;
+  at::Tensor residual;  ///< [elements of the local slice], at least 1
+};
+
 class ShardedOptimizer {
  public:
   /// Re-homes parameter values (the same leaves, now views) and attaches gradient accumulators in flat
   /// storage. `parameters`' tensors must be set and of one type. Collective over grid.role(). Throws
-  /// ConfigError for illegal options and for any `grad_comm` but full, which this version does not send.
-  ShardedOptimizer(const OptimOptions& options, base::WireType grad_comm,
+  /// ConfigError for illegal options and for a `wire` that they or f64 exclude.
+  ShardedOptimizer(const OptimOptions& options, const GradientWire& wire,
                    const parallel::ParameterMap& parameters, const parallel::ProcessGrid& grid);
   ~ShardedOptimizer();
   ShardedOptimizer(const ShardedOptimizer&) = delete;
@@ -69,6 +77,8 @@ class ShardedOptimizer {
   /// The part of the state that this rank writes to a checkpoint: the entries of the holders of a slice cover
   /// each of its elements exactly once, in nearly equal parts, with zero = 0 too.
   std::vector<OwnedState> written_state();
+  /// With error feedback one entry for each slice that other ranks hold too; every holder has its own.
+  std::vector<ResidualState> residual_state();
   /// After master weights were loaded: writes them to the parameters (gathers over groups). Collective over
   /// the role.
   void publish_master();

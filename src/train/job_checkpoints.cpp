@@ -1,5 +1,6 @@
 #include "train/job_checkpoints.hpp"
 
+#include <algorithm>
 #include <filesystem>
 
 #include "base/error.hpp"
@@ -144,20 +145,21 @@ std::optional<Resumed> resume(const ResumeOptions& options, const std::string& c
 }
 
 JobCheckpoints::JobCheckpoints(Job job, Trainer& trainer, const parallel::Communicator& world)
-    : job_(std::move(job)),
-      trainer_(&trainer),
-      is_head_(world.rank() == 0),
-      writer_(writer_options(job_, trainer), world) {
-  writer_.prepare(written_slices(trainer));
+    : job_(std::move(job)), trainer_(&trainer), is_head_(world.rank() == 0) {
+  if (job_.options.enabled) {
+    writer_.emplace(writer_options(job_, trainer), world);
+    writer_->prepare(written_slices(trainer));
+  }
 }
 
 bool JobCheckpoints::is_due(std::int64_t step, std::int64_t save_requests) const {
-  return step == job_.last_step || save_requests > 0 ||
-         (job_.options.every > 0 && step % job_.options.every == 0);
+  return job_.options.enabled && (step == job_.last_step || save_requests > 0 ||
+                                  (job_.options.every > 0 && step % job_.options.every == 0));
 }
 
 double JobCheckpoints::save() {
   const base::Stopwatch watch;
+  last_save_watch_ = base::Stopwatch();
   wants_save_ = false;
   checkpoint::SaveRequest request;
   request.step = last_save_step_ = trainer_->state().step;
@@ -168,21 +170,25 @@ double JobCheckpoints::save() {
   if (is_head_) {
     request.head = job_.head;
   }
-  writer_.save(std::move(request));
+  writer_->save(std::move(request));
   const double stall = watch.seconds();
   poll();
   return stall;
 }
 
 void JobCheckpoints::poll() {
-  while (const std::optional<checkpoint::SaveVerdict> verdict = writer_.poll()) {
+  while (writer_) {
+    const std::optional<checkpoint::SaveVerdict> verdict = writer_->poll();
+    if (!verdict) {
+      break;
+    }
     take(*verdict);
   }
 }
 
 void JobCheckpoints::finish() {
-  for (;;) {
-    while (const std::optional<checkpoint::SaveVerdict> verdict = writer_.finish()) {
+  while (writer_) {
+    while (const std::optional<checkpoint::SaveVerdict> verdict = writer_->finish()) {
       take(*verdict);
     }
     if (!wants_save_) {  // all ranks have the same verdict by now
@@ -196,7 +202,10 @@ void JobCheckpoints::take(const checkpoint::SaveVerdict& verdict) {
   if (verdict.published) {
     failures_ = 0;
     last_path_ = verdict.path;
-    const checkpoint::SaveFigures& figures = writer_.last_figures();
+    if (verdict.step == last_save_step_) {
+      longest_save_s_ = std::max(longest_save_s_, last_save_watch_.seconds());
+    }
+    const checkpoint::SaveFigures& figures = writer_->last_figures();
     base::log_info("checkpoint {} (snapshot {:.3f} s, waited {:.3f} s, written in {:.2f} s)", verdict.path,
                    figures.snapshot_s, figures.wait_s, figures.write_s);
     return;

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/stopwatch.hpp"
 #include "checkpoint/checkpoint_writer.hpp"
 #include "checkpoint/manifest.hpp"
 #include "parallel/communicator.hpp"
@@ -22,6 +23,7 @@ enum class OnSaveError {
 
 /// `checkpoint.*` of the configuration.
 struct CheckpointOptions {
+  bool enabled = true;               ///< false: nothing is saved, not at the end either
   std::string dir;                   ///< empty: <run.dir>/checkpoints
   std::int64_t every = 500;          ///< steps; 0: only at the end
   std::int64_t keep = 3;             ///< newest ones that stay
@@ -83,13 +85,19 @@ class JobCheckpoints {
   void poll();
   /// Whether this rank asks for another attempt (after a failed save).
   bool wants_save() const { return wants_save_; }
-  bool is_saving() const { return writer_.is_saving(); }
+  bool is_saving() const { return writer_ && writer_->is_saving(); }
   /// Waits for the save in flight; the state of the last step is saved when this returns, or IoError. Every
   /// rank calls it.
   void finish();
   /// A checkpoint of this job that was read back whole.
-  void note_verified(const std::string& path) { writer_.note_verified(path); }
+  void note_verified(const std::string& path) {
+    if (writer_) {
+      writer_->note_verified(path);
+    }
+  }
   const std::string& last_path() const { return last_path_; }
+  /// Longest time of this job from the start of a save until it was known to be published; 0: none was.
+  double longest_save_s() const { return longest_save_s_; }
 
  private:
   void take(const checkpoint::SaveVerdict& verdict);
@@ -97,8 +105,10 @@ class JobCheckpoints {
   Job job_;
   Trainer* trainer_;
   bool is_head_ = false;
-  checkpoint::CheckpointWriter writer_;
+  std::optional<checkpoint::CheckpointWriter> writer_;  // none: nothing is saved
   std::int64_t last_save_step_ = -1;
+  base::Stopwatch last_save_watch_;
+  double longest_save_s_ = 0.0;
   std::int64_t failures_ = 0;
   bool wants_save_ = false;
   std::string last_path_;

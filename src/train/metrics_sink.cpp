@@ -65,6 +65,8 @@ nlohmann::ordered_json to_json(const StepMetrics& metrics) {
     total_bytes += metrics.bytes_sent[index];
   }
   object["bytes_sent"] = total_bytes;
+  object["fp8_underflow"] = metrics.wire_losses.underflow;
+  object["fp8_nonfinite"] = metrics.wire_losses.nonfinite;
   object["peak_rss_bytes"] = metrics.peak_rss_bytes;
   object["times_s"] = to_json(metrics.times);
   for (const LayerBalance& layer : metrics.layers) {
@@ -101,32 +103,43 @@ std::string format_duration(double seconds) {
   return fmt::format("{}m{:02}s", total / 60, total % 60);
 }
 
-// Whether a line belongs to a run that goes on after `first_step`. An evaluation at the last step is made
+enum class LineKind { cut, kept, kept_evaluation_of_first_step };
+
+// Lines are kept that belong to a run that goes on after `first_step`. An evaluation at the last step is made
 // again.
-bool is_kept(const std::string& line, const MetricsSinkOptions& options) {
+LineKind kind_of(const std::string& line, const MetricsSinkOptions& options) {
   const nlohmann::json object = nlohmann::json::parse(line, nullptr, false);
   if (!object.is_object() || !object.contains("step") || !object["step"].is_number_integer()) {
-    return false;  // half a line of a job that was killed
+    return LineKind::cut;  // half a line of a job that was killed
   }
   const auto step = object["step"].get<std::int64_t>();
-  return step <= options.first_step && !(object.contains("evaluation") && step >= options.total_steps);
+  const bool is_evaluation = object.contains("evaluation");
+  if (step > options.first_step || (is_evaluation && step >= options.total_steps)) {
+    return LineKind::cut;
+  }
+  return is_evaluation && step == options.first_step ? LineKind::kept_evaluation_of_first_step
+                                                     : LineKind::kept;
 }
 
-// Drops what an earlier job wrote beyond the state that this one starts from.
-void cut_metrics(const MetricsSinkOptions& options) {
+// Drops what an earlier job wrote beyond the state that this one starts from. Returns whether an evaluation
+// of that state is there.
+bool cut_metrics(const MetricsSinkOptions& options) {
   std::ifstream file(options.path);
   if (!file) {
-    return;
+    return false;
   }
+  bool has_evaluation = false;
   const std::string kept_path = options.path + ".tmp";
   std::int64_t cut = 0;
   {
     std::ofstream kept(kept_path, std::ios::trunc);
     for (std::string line; std::getline(file, line);) {
-      if (is_kept(line, options)) {
-        kept << line << '\n';
-      } else {
+      const LineKind kind = kind_of(line, options);
+      has_evaluation = has_evaluation || kind == LineKind::kept_evaluation_of_first_step;
+      if (kind == LineKind::cut) {
         ++cut;
+      } else {
+        kept << line << '\n';
       }
     }
     if (!kept.flush()) {
@@ -138,6 +151,7 @@ void cut_metrics(const MetricsSinkOptions& options) {
   if (cut > 0) {
     base::log_info("{}: cut {} lines of steps after {}", options.path, cut, options.first_step);
   }
+  return has_evaluation;
 }
 
 }  // namespace
@@ -145,7 +159,7 @@ void cut_metrics(const MetricsSinkOptions& options) {
 MetricsSink::MetricsSink(const MetricsSinkOptions& options)
     : options_(options), terminal_(is_shown_on_terminal()) {
   if (!options_.path.empty()) {
-    cut_metrics(options_);
+    had_evaluation_ = cut_metrics(options_);
     file_.open(options_.path, std::ios::app);
     if (!file_) {
       throw base::CannotCreateError(

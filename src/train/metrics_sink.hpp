@@ -30,6 +30,8 @@ class MetricsSink {
 
   void write_step(const StepMetrics& metrics);
   void write_evaluation(std::int64_t step, const std::vector<infer::DomainLoss>& losses);
+  /// Whether the file already held an evaluation of step `first_step`.
+  bool had_evaluation() const { return had_evaluation_; }
 
  private:
   void show_progress(const StepMetrics& metrics);
@@ -38,6 +40,7 @@ class MetricsSink {
   std::ofstream file_;
   bool terminal_ = false;
   bool line_open_ = false;
+  bool had_evaluation_ = false;
   double smoothed_step_s_ = 0.0;
 };
 

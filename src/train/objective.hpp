@@ -21,11 +21,12 @@ struct ObjectiveStep {
   std::int64_t updates = 0;                                 ///< updates of the parameters so far
   double valid_labels = 0.0;                                ///< N of the global batch
   std::int64_t save_requests = 0;                           ///< ranks of the role that ask for a checkpoint
+  std::int64_t stop_requests = 0;                           ///< ranks that ask to stop after this step
   const std::vector<data::Batch>* micro_batches = nullptr;  ///< of this replica, in the order of forward()
 };
 
 /// Called on every rank of the role: start once, when the job knows its first step; then by Trainer::step, in
-/// this order: begin_step, forward for each micro-batch, accepts_step, report, end_step.
+/// this order: begin_step, trains, forward for each micro-batch, accepts_step, report, end_step.
 class Objective {
  public:
   Objective() = default;
@@ -42,6 +43,11 @@ class Objective {
   /// Moves what is under way between roles along; called while something else is waited for.
   virtual void progress() {}
   virtual void begin_step(const ObjectiveStep& step) = 0;
+  /// Whether this step may change parameters; the same on all ranks of the role. If not, there are forward
+  /// passes only, and nothing is counted as skipped.
+  virtual bool trains() const { return true; }
+  /// Multiplies the schedule's learning rate of this step.
+  virtual double learning_rate_factor() const { return 1.0; }
   /// Runs embedding, blocks and head of micro-batch `index` of this replica; fills micro.objective (sum over
   /// the replica's tokens, or this rank's share of it, differentiable) and micro.aux. Returns the sum of CE
   /// over the replica's valid labels. Collective over tp and ep.
@@ -55,6 +61,9 @@ class Objective {
   virtual void end_step(bool skipped) = 0;
   /// After the last step: completes what is under way with other roles.
   virtual void finish() {}
+  /// This role goes on without the others for good: there are no checkpoints with them any more. The same on
+  /// all ranks of the role.
+  virtual bool is_alone() const { return false; }
   /// What outlives a step and can change a later one, as text for the checkpoint; restore() takes it back.
   virtual std::string state() const { return ""; }
   virtual void restore(const std::string&) {}

@@ -9,6 +9,7 @@
 #include "base/error.hpp"
 #include "distill/codec.hpp"
 #include "distill/link/link_fields.hpp"
+#include "distill/signal_gap.hpp"
 #include "parallel/parameter_map.hpp"
 
 namespace athanor::train {
@@ -29,10 +30,14 @@ class FieldList {
         student_(student),
         accumulation_bytes_(bytes_of(parallel::accumulation_type(options.teacher_type))) {}
 
-  std::vector<distill::Field> build(const distill::Phase& phase, std::int64_t temperatures, bool with_head) {
+  std::vector<distill::Field> build(const StepSettings& settings, bool with_head) {
+    const distill::Phase& phase = *settings.numbers.phase;
     add_token(field::ce, 1, accumulation_bytes_);
     if (phase.uses_kd()) {
-      add_payload(phase.codec, temperatures, with_head);
+      add_payload(phase.codec, static_cast<std::int64_t>(settings.temperatures.size()), with_head);
+    }
+    if (settings.measures_gap) {
+      add_gap();
     }
     if (phase.uses_hidden()) {
       for (const distill::LayerPair& pair : student_.hidden_pairs) {
@@ -85,6 +90,17 @@ class FieldList {
         add_token(field::sampled_entropy, temperatures, accumulation_bytes_);
         break;
     }
+  }
+
+  // Positions are numbered among the measured ones of a sample.
+  void add_gap() {
+    const auto measured = [&](distill::RoleLayout layout) {
+      layout.seq = distill::num_measured(layout.seq, options_.gap_fraction);
+      return layout;
+    };
+    fields_.push_back(distill::column_sharded_field(
+        {field::gap_logits, options_.teacher.vocab_size, bytes_of(options_.teacher_type)},
+        measured(options_.teacher_layout), measured(student_.layout)));
   }
 
   void add_state(std::int64_t layer) {
@@ -156,26 +172,26 @@ StepSettings settings_of(const SignalOptions& options, std::int64_t step) {
   settings.numbers.phase = &options.phases[static_cast<std::size_t>(settings.numbers.index)];
   settings.temperatures =
       settings.numbers.phase->temperature.in_use(settings.numbers.step_in_phase, options.domains);
+  distill::add_temperatures(settings.temperatures, options.record_temperatures);
+  settings.measures_gap =
+      settings.numbers.phase->uses_kd() && options.gap_every > 0 && (step + 1) % options.gap_every == 0;
   return settings;
 }
 
 distill::PlanOfStep make_plan(const std::shared_ptr<SignalOptions>& options, std::size_t student) {
-  using Key = std::tuple<std::int64_t, std::size_t, bool>;  // phase, temperatures, head
+  using Key = std::tuple<std::int64_t, std::size_t, bool, bool>;  // phase, temperatures, head, gap
   auto plans = std::make_shared<std::map<Key, std::shared_ptr<const distill::LinkPlan>>>();
   return [options, student, plans](std::int64_t step) {
     const StepSettings settings = settings_of(*options, step);
     const bool is_first = step == options->first_step ||
                           settings_of(*options, step - 1).numbers.index != settings.numbers.index;
     const bool with_head = !options->teacher_frozen || is_first;
-    const Key key{settings.numbers.index, settings.temperatures.size(), with_head};
+    const Key key{settings.numbers.index, settings.temperatures.size(), with_head, settings.measures_gap};
     std::shared_ptr<const distill::LinkPlan>& plan = (*plans)[key];
     if (!plan) {
       const StudentSignals& needs = options->students[student];
-      plan = std::make_shared<distill::LinkPlan>(
-          options->teacher_layout, needs.layout,
-          FieldList(*options, needs)
-              .build(*settings.numbers.phase, static_cast<std::int64_t>(settings.temperatures.size()),
-                     with_head));
+      plan = std::make_shared<distill::LinkPlan>(options->teacher_layout, needs.layout,
+                                                 FieldList(*options, needs).build(settings, with_head));
     }
     return plan;
   };

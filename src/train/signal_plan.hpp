@@ -28,6 +28,7 @@ struct SignalOptions {
   std::vector<distill::Phase> phases;
   std::int64_t total_steps = 0;
   std::int64_t first_step = 0;                       ///< done when this job starts; set by Objective::start
+  std::vector<double> record_temperatures;           ///< sent besides those of the schedule, for a recording
   std::vector<std::string> domains;                  ///< of the training data, in the order of Batch::domains
   base::WireType state_wire = base::WireType::full;  ///< of layers' states, queries and keys
   base::Fp8Format fp8_format = base::Fp8Format::e4m3;
@@ -39,12 +40,16 @@ struct SignalOptions {
   std::uint64_t seed = 0;
   std::int64_t window = 2;
   double deadline_s = 300.0;
+  std::int64_t gap_every = 0;       ///< steps between two measurements of the codec's gap; 0: none
+  double gap_fraction = 0.01;       ///< of a sample's tokens that a measurement takes
+  bool students_may_leave = false;  ///< a student may go on without a teacher that is late for good
 };
 
 /// Phase, weights and temperatures of one step; a pure function of the step.
 struct StepSettings {
   distill::PhaseController::Step numbers;  ///< its `phase` points into the options
   std::vector<double> temperatures;        ///< in use, ascending
+  bool measures_gap = false;               ///< the teacher sends some full logits too
 };
 StepSettings settings_of(const SignalOptions& options, std::int64_t step);
 
@@ -54,6 +59,8 @@ inline constexpr const char* ce = "ce";
 inline constexpr const char* full = "full";
 inline constexpr const char* hidden = "hidden";
 inline constexpr const char* head = "head";
+/// The teacher's logits of measured positions, whatever the codec.
+inline constexpr const char* gap_logits = "gap.logits";
 inline constexpr const char* topk_ids = "topk.ids";
 inline constexpr const char* topk_logits = "topk.logits";
 inline constexpr const char* topk_lse_1 = "topk.lse_1";

@@ -30,22 +30,6 @@ ElementType element_type(at::ScalarType type) {
   }
 }
 
-at::ScalarType scalar_type(ElementType type) {
-  switch (type) {
-    case ElementType::f64:
-      return at::kDouble;
-    case ElementType::f32:
-      return at::kFloat;
-    case ElementType::bf16:
-      return at::kBFloat16;
-    case ElementType::f16:
-      return at::kHalf;
-    case ElementType::i64:
-      return at::kLong;
-  }
-  throw base::InternalError("no such element type");
-}
-
 TensorSlice make_slice(std::string name, const SliceExtent& extent, const at::Tensor& data) {
   ATHANOR_CHECK(data.is_contiguous() && data.numel() == extent.count, "slice of {}", name);
   return {std::move(name), element_type(data.scalar_type()), extent, data.data_ptr()};
@@ -70,19 +54,6 @@ void for_each_balance_tensor(const std::string& role, const moe::BalanceState& b
 const checkpoint::StoredTensor* find(const checkpoint::CheckpointReader& reader, const std::string& name) {
   const auto found = reader.manifest().tensors.find(name);
   return found == reader.manifest().tensors.end() ? nullptr : &found->second;
-}
-
-const checkpoint::StoredRole& role_of(const checkpoint::CheckpointReader& reader, const std::string& role) {
-  const checkpoint::StoredRole* found = reader.manifest().find_role(role);
-  if (found == nullptr) {
-    std::string names;
-    for (const checkpoint::StoredRole& stored : reader.manifest().roles) {
-      names += (names.empty() ? "" : ", ") + stored.name;
-    }
-    throw base::CheckpointError("{} has no role {} (it holds: {}) choose one of them", reader.folder(), role,
-                                names);
-  }
-  return *found;
 }
 
 // Memory for a part of a stored tensor, whose shape must be the model's.
@@ -117,6 +88,28 @@ class Staging {
   std::vector<TensorSlice> slices_;
 };
 
+std::string residual_name(const std::string& role, int holder, const parallel::Parameter& parameter) {
+  return role + "/residual." + std::to_string(holder) + "/" + parameter.name;
+}
+
+// Stored residuals that a holder of a slice takes over: its own where there were as many holders, else the
+// first one takes all, so that their sum stays.
+std::vector<at::Tensor> stage_residuals(const checkpoint::CheckpointReader& reader, const std::string& role,
+                                        const optim::ResidualState& entry, Staging& staging) {
+  const auto name_of = [&](int holder) { return residual_name(role, holder, *entry.parameter); };
+  int stored = 0;
+  while (find(reader, name_of(stored)) != nullptr) {
+    ++stored;
+  }
+  std::vector<at::Tensor> staged;
+  for (int holder = 0; holder < stored; ++holder) {
+    if (stored == entry.holders ? holder == entry.holder : entry.holder == 0) {
+      staged.push_back(staging.add(name_of(holder), SliceExtent::whole_box(entry.parameter->shard)));
+    }
+  }
+  return staged;
+}
+
 void stage_balance(const checkpoint::CheckpointReader& reader, const std::string& role, Staging& staging,
                    moe::BalanceState& balance) {
   for (auto [name, tensor] :
@@ -140,6 +133,22 @@ std::int64_t integer(const nlohmann::json& json, const char* key) {
 
 }  // namespace
 
+at::ScalarType scalar_type(ElementType type) {
+  switch (type) {
+    case ElementType::f64:
+      return at::kDouble;
+    case ElementType::f32:
+      return at::kFloat;
+    case ElementType::bf16:
+      return at::kBFloat16;
+    case ElementType::f16:
+      return at::kHalf;
+    case ElementType::i64:
+      return at::kLong;
+  }
+  throw base::InternalError("no such element type");
+}
+
 std::vector<TensorSlice> written_slices(Trainer& trainer) {
   const std::string& role = trainer.options().role.name;
   std::vector<TensorSlice> slices;
@@ -148,6 +157,10 @@ std::vector<TensorSlice> written_slices(Trainer& trainer) {
     slices.push_back(make_slice(role + "/parameters/" + entry.parameter->name, extent, entry.master));
     slices.push_back(make_slice(role + "/exp_avg/" + entry.parameter->name, extent, entry.exp_avg));
     slices.push_back(make_slice(role + "/exp_avg_sq/" + entry.parameter->name, extent, entry.exp_avg_sq));
+  }
+  for (const optim::ResidualState& entry : trainer.optimizer().residual_state()) {
+    slices.push_back(make_slice(residual_name(role, entry.holder, *entry.parameter),
+                                SliceExtent::whole_box(entry.parameter->shard), entry.residual));
   }
   if (trainer.grid().role().rank() == 0) {
     for_each_balance_tensor(role, trainer.state().balance,
@@ -215,7 +228,7 @@ void scalars_from_json(const nlohmann::json& json, TrainState& state) {
 
 StagedState::StagedState(Trainer& trainer, const checkpoint::CheckpointReader& reader) {
   const std::string& role = trainer.options().role.name;
-  const checkpoint::StoredRole& stored = role_of(reader, role);
+  const checkpoint::StoredRole& stored = checkpoint::stored_role(reader, role);
   const bool has_state = !stored.state.is_null();
   state_ = trainer.state();
   Staging staging(reader);
@@ -231,8 +244,21 @@ StagedState::StagedState(Trainer& trainer, const checkpoint::CheckpointReader& r
       add("exp_avg_sq", entry.exp_avg_sq);
     }
   }
+  std::vector<std::vector<at::Tensor>> residuals;  // of each entry: what is to be added up
+  for (const optim::ResidualState& entry : trainer.optimizer().residual_state()) {
+    residuals.push_back(stage_residuals(reader, role, entry, staging));
+  }
   stage_balance(reader, role, staging, state_.balance);
   staging.read();
+  std::size_t index = 0;
+  for (const optim::ResidualState& entry : trainer.optimizer().residual_state()) {
+    at::Tensor sum = at::zeros_like(entry.residual);
+    for (const at::Tensor& residual : residuals[index++]) {
+      sum.add_(residual);
+    }
+    targets_.push_back(entry.residual);
+    staged_.push_back(sum);
+  }
   if (has_state) {
     scalars_from_json(stored.state, state_);
   }
@@ -245,7 +271,7 @@ StagedState::StagedState(Trainer& trainer, const checkpoint::CheckpointReader& r
   if (initial.role.empty() && roles.size() == 1) {
     role = roles.front().name;
   }
-  role_of(reader, role);
+  checkpoint::stored_role_with_weights(reader, role);
   state_ = trainer.state();
   Staging staging(reader);
   const auto add = [&](const parallel::Parameter& parameter, const SliceExtent& extent,
@@ -280,7 +306,7 @@ void StagedState::apply(Trainer& trainer) && {
 
 void load_weights(const checkpoint::CheckpointReader& reader, const std::string& role,
                   const parallel::ParameterMap& parameters, moe::BalanceState& balance) {
-  role_of(reader, role);
+  checkpoint::stored_role_with_weights(reader, role);
   Staging staging(reader);
   std::vector<at::Tensor> staged;
   for (const auto& parameter : parameters.all()) {

@@ -1,7 +1,8 @@
 // A role's training state as named tensor slices and scalars, for checkpoints: the one way in and out.
 //
 // Names: "<role>/parameters/<parameter>" (master weights), "<role>/exp_avg/...", "<role>/exp_avg_sq/..."
-// (AdamW's moments), "<role>/balance/previous_counts", "<role>/balance/bias". Scalars: StoredRole::state.
+// (AdamW's moments), "<role>/residual.<holder>/..." (error feedback, one of each holder of a slice),
+// "<role>/balance/previous_counts", "<role>/balance/bias". Scalars: StoredRole::state.
 #pragma once
 
 #include <nlohmann/json.hpp>
@@ -9,11 +10,16 @@
 #include <string>
 #include <vector>
 
+#include <ATen/core/Tensor.h>
+
 #include "checkpoint/checkpoint_reader.hpp"
 #include "checkpoint/tensor_slice.hpp"
 #include "train/trainer.hpp"
 
 namespace athanor::train {
+
+/// What an element type of checkpoints is called in LibTorch.
+at::ScalarType scalar_type(checkpoint::ElementType type);
 
 /// The slices that this rank writes. They point into the trainer's own memory: valid until its next step.
 /// Over the role every element of every tensor is in one rank's slices.

@@ -50,6 +50,7 @@ struct StepMetrics {
   bool skipped = false;
   std::int64_t total_skips = 0;
   std::array<std::int64_t, parallel::num_traffic_kinds> bytes_sent{};  ///< of this step, summed over the role
+  parallel::WireLosses wire_losses;  ///< of the fp8 wires in this step, summed over the role
   std::vector<LayerBalance> layers;
   std::vector<std::vector<std::int64_t>>
       expert_counts;                      ///< [sparse layer][expert] of this step's global batch
@@ -57,6 +58,8 @@ struct StepMetrics {
   std::map<std::string, double> figures;  ///< of the objective: kd_loss, alpha, link_wait_s, ...
   std::string phase;                      ///< of a distillation; empty: none
   std::int64_t save_requests = 0;         ///< ranks that asked for a checkpoint after this step
+  std::int64_t stop_requests = 0;         ///< ranks that asked before this step that the job stops after it
+  std::int64_t late_stop_requests = 0;    ///< ranks that asked so by the end of the step
   StepTimes times;
 };
 

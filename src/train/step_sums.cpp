@@ -30,18 +30,24 @@ StepSums::StepSums(const model::Transformer& model, const std::vector<moe::Layer
   }
 }
 
-void StepSums::reduce(const parallel::Communicator& role) {
+void StepSums::reduce(const parallel::Communicator& role, bool wants_stop) {
   // The counters stop here: what follows is bookkeeping of every step, the same few bytes.
   bytes_ = role.traffic().all();
+  losses_ = role.traffic().losses();
   const std::int64_t layer_numel = num_layers_ * num_experts_;
   at::Tensor bytes = at::empty({parallel::num_traffic_kinds}, at::kLong);
   std::copy(bytes_.begin(), bytes_.end(), bytes.data_ptr<std::int64_t>());
-  at::Tensor integers = at::cat({counts_LE_.flatten(), layer_ints_L2_.flatten(), bytes});
+  at::Tensor integers =
+      at::cat({counts_LE_.flatten(), layer_ints_L2_.flatten(), bytes,
+               at::full({1}, std::int64_t{wants_stop ? 1 : 0}, at::kLong),
+               at::full({1}, losses_.underflow, at::kLong), at::full({1}, losses_.nonfinite, at::kLong)});
   parallel::all_reduce_(integers, parallel::ReduceOp::sum, role, parallel::Traffic::other);
   counts_LE_ = integers.narrow(0, 0, layer_numel).view({num_layers_, num_experts_});
   layer_ints_L2_ = integers.narrow(0, layer_numel, 2 * num_layers_).view({num_layers_, 2});
   const auto* reduced = integers.data_ptr<std::int64_t>() + layer_numel + 2 * num_layers_;
   std::copy(reduced, reduced + parallel::num_traffic_kinds, bytes_.begin());
+  stop_requests_ = reduced[parallel::num_traffic_kinds];
+  losses_ = {reduced[parallel::num_traffic_kinds + 1], reduced[parallel::num_traffic_kinds + 2]};
 
   at::Tensor doubles =
       at::cat({scores_LE_.flatten(), layer_sums_L3_.flatten(), at::full({1}, ce_sum_, at::kDouble)});
@@ -92,7 +98,9 @@ void StepSums::report(StepMetrics& metrics, const TrainerOptions& options, doubl
   metrics.loss = ce_sum_ / labels;
   metrics.total_loss = metrics.loss;
   metrics.bytes_sent = bytes_;
+  metrics.wire_losses = losses_;
   metrics.peak_rss_bytes = peak_rss_bytes_;
+  metrics.late_stop_requests = stop_requests_;
   for (std::int64_t i = 0; i < num_layers_; ++i) {
     const moe::LayerStatistics statistics = layer(i);
     const moe::BalanceValues values = moe::balance_values(statistics, routed_tokens, moe);

@@ -22,8 +22,9 @@ class StepSums {
   StepSums(const model::Transformer& model, const std::vector<moe::LayerStatistics>& statistics,
            double ce_sum);
 
-  /// Collective over `role`; also takes the traffic counters and the peak memory of the ranks.
-  void reduce(const parallel::Communicator& role);
+  /// Collective over `role`; also takes the traffic counters and the peak memory of the ranks, and counts
+  /// those that want to stop.
+  void reduce(const parallel::Communicator& role, bool wants_stop);
 
   /// Counts of this batch become the f^ of the next; biases move (design section 4).
   void advance(moe::BalanceState& balance, const model::Transformer& model, const moe::MoeOptions& options,
@@ -43,7 +44,9 @@ class StepSums {
   at::Tensor layer_sums_L3_;  // f64: z, entropy, sequence loss
   double ce_sum_ = 0.0;
   std::array<std::int64_t, parallel::num_traffic_kinds> bytes_{};
+  parallel::WireLosses losses_;
   std::int64_t peak_rss_bytes_ = 0;
+  std::int64_t stop_requests_ = 0;
 };
 
 }  // namespace athanor::train

@@ -2,33 +2,26 @@
 
 #include <ATen/ATen.h>
 
-#include <array>
-#include <nlohmann/json.hpp>
+#include <algorithm>
+#include <limits>
 #include <optional>
-#include <string>
 #include <utility>
 #include <vector>
 
-#include "base/error.hpp"
-#include "distill/codec.hpp"
-#include "distill/distill_loss.hpp"
-#include "distill/token_weights.hpp"
+#include "base/log.hpp"
+#include "distill/attention_loss.hpp"
 #include "parallel/collectives/collectives.hpp"
+#include "train/held_out.hpp"
 #include "train/row_tags.hpp"
+#include "train/student_gap.hpp"
+#include "train/student_gates.hpp"
+#include "train/student_terms.hpp"
 
 namespace athanor::train {
 namespace {
 
-// Sums of a step, reduced over the role.
-enum Sum : std::size_t { sum_ce, sum_kd, sum_hidden, sum_attention, sum_teacher_ce, sum_objective, num_sums };
-
-distill::HiddenTerm::Options hidden_options(const SignalOptions& options, const StudentOptions& student) {
-  distill::HiddenTerm::Options hidden;
-  hidden.pairs = options.students[student.index].hidden_pairs;
-  hidden.student_width = student.model.hidden;
-  hidden.teacher_width = options.teacher.hidden;
-  hidden.loss = student.hidden;
-  return hidden;
+double sum_over(const at::Tensor& values_N, const at::Tensor& tokens_BS) {
+  return values_N.masked_select(tokens_BS.flatten()).sum(at::kDouble).item<double>();
 }
 
 }  // namespace
@@ -37,349 +30,327 @@ struct StudentObjective::State {
   std::shared_ptr<SignalOptions> options;
   StudentOptions student;
   const parallel::ProcessGrid& grid;
-  std::optional<distill::HiddenTerm> hidden;
-  parallel::PointToPoint& wire;
-  std::optional<distill::SignalReceiver> receiver;  // from start() on
-  distill::MaturityGate gate;
-  StepSettings settings;
-  ObjectiveStep step;
-  const distill::ReceivedStep* received = nullptr;
-  at::Tensor kept_head;         // of a frozen teacher: sent once
-  double attention_factor = 1;  // N over what the attention term is divided by
-  std::int64_t next_row = 0;    // of this replica, of the next micro-batch
-  std::array<double, num_sums> sums{};
+  SignalSourceFactory make_source;
+  StudentTerms terms;
+  HeldOutSamples held_out;
+  StudentGates gates;
+  std::optional<SignalGuard> source;  // from start() on
+  StudentStep step;
+  std::int64_t next_row = 0;  // of this replica, of the next micro-batch
+  bool begins_measure = false;
+  std::int64_t teacherless_steps = 0;
 
   State(std::shared_ptr<SignalOptions> signal_options, const StudentOptions& student_options,
         parallel::ParameterMap& parameters, const parallel::ProcessGrid& process_grid,
-        parallel::PointToPoint& point_to_point)
+        SignalSourceFactory factory)
       : options(std::move(signal_options)),
         student(student_options),
         grid(process_grid),
-        wire(point_to_point),
-        gate(student_options.maturity) {
-    if (!signals().hidden_pairs.empty()) {
-      hidden.emplace(hidden_options(*options, student), parameters);
-    }
-  }
+        make_source(std::move(factory)),
+        terms(options, student, parameters, grid),
+        held_out(student.held_out, options->seed),
+        gates(student.gates) {}
 
-  const StudentSignals& signals() const { return options->students[student.index]; }
   const parallel::Communicator& tp() const { return grid.comm(parallel::Axis::tensor); }
-  bool counts() const { return tp().rank() == 0; }  // sums that all tp ranks have count once
-  at::ScalarType accumulation() const { return parallel::accumulation_type(student.type); }
+  bool counts_once() const { return tp().rank() == 0; }  // sums that all tp ranks have count once
 
-  at::Tensor rows_of(const std::string& name, at::ScalarType type, std::int64_t rows) const;
-  distill::TeacherSignal make_signal(std::int64_t rows) const;
-  distill::TokenTerms make_terms(const nn::TokenBatch& batch, const data::Batch& source) const;
-  model::LayerCapture make_capture() const;
-  at::Tensor hidden_objective(const model::LayerCapture& capture, const nn::TokenBatch& batch);
-  at::Tensor attention_objective(const model::LayerCapture& capture, const nn::TokenBatch& batch);
-  void count_attention_rows();
+  void settle(std::int64_t number);
+  void count_tokens();
+  std::int64_t attention_pairs() const;
+  StudentRows rows_of(const data::Batch& source, const nn::TokenBatch& batch) const;
+  void sum_tokens(const StudentRows& rows, const distill::HeadLoss& head, const at::Tensor& alpha_factor_N);
+  void sum_gap(const distill::SignalGap& gap);
+  StudentMeans reduce_sums(const parallel::Communicator& role);
+  void report_measurements(StepMetrics& metrics) const;
+  void report_gates(StepMetrics& metrics) const;
 };
 
 StudentObjective::StudentObjective(std::shared_ptr<SignalOptions> options, const StudentOptions& student,
                                    parallel::ParameterMap& parameters, const parallel::ProcessGrid& grid,
-                                   parallel::PointToPoint& wire)
-    : state_(std::make_unique<State>(std::move(options), student, parameters, grid, wire)) {}
+                                   SignalSourceFactory make_source)
+    : state_(std::make_unique<State>(std::move(options), student, parameters, grid, std::move(make_source))) {
+}
 
 StudentObjective::~StudentObjective() = default;
 
-// A field's rows of the current micro-batch, [rows, positions, columns], without a copy.
-at::Tensor StudentObjective::State::rows_of(const std::string& name, at::ScalarType type,
-                                            std::int64_t rows) const {
-  const distill::ReceivedField& field = received->field(name);
-  const std::array<std::int64_t, 3>& shape = field.shape;
-  ATHANOR_CHECK(field.element_bytes == static_cast<std::int64_t>(c10::elementSize(type)),
-                "field {} has elements of {} bytes", name, field.element_bytes);
-  // The buffer is read only; at::from_blob wants a pointer to mutable memory.
-  auto* data = const_cast<std::byte*>(field.bytes.data());
-  const at::Tensor whole = at::from_blob(data, {shape[0], shape[1], shape[2]}, at::TensorOptions(type));
-  return whole.narrow(0, next_row, rows);
-}
-
-distill::TeacherSignal StudentObjective::State::make_signal(std::int64_t rows) const {
-  distill::TeacherSignal signal{settings.temperatures, distill::NoSignal{}};
-  if (!settings.numbers.phase->uses_kd()) {
-    return signal;
-  }
-  const at::ScalarType accumulation = parallel::accumulation_type(options->teacher_type);
-  const auto tokens = [&](const char* name, at::ScalarType type) {
-    return rows_of(name, type, rows).flatten(0, 1);
-  };
-  const auto num_temperatures = static_cast<std::int64_t>(settings.temperatures.size());
-  const distill::CodecOptions& codec = settings.numbers.phase->codec;
-  switch (codec.kind) {
-    case distill::PayloadKind::full:
-      signal.payload = distill::FullSignal{tokens(field::full, options->teacher_type)};
-      break;
-    case distill::PayloadKind::hidden:
-      signal.payload = distill::HiddenSignal{tokens(field::hidden, options->teacher_type), kept_head};
-      break;
-    case distill::PayloadKind::topk:
-      signal.payload =
-          distill::TopKSignal{tokens(field::topk_ids, at::kInt), tokens(field::topk_logits, accumulation),
-                              tokens(field::topk_lse_1, accumulation).squeeze(1),
-                              tokens(field::topk_lse, accumulation), tokens(field::topk_tail, accumulation)};
-      break;
-    case distill::PayloadKind::sampled: {
-      const auto draws = [&](const char* name) {
-        return tokens(name, at::kInt).unflatten(1, {num_temperatures, codec.samples});
-      };
-      signal.payload = distill::SampledSignal{draws(field::sampled_ids), draws(field::sampled_counts),
-                                              tokens(field::sampled_entropy, accumulation)};
-      break;
-    }
-    case distill::PayloadKind::none:
-      break;
-  }
-  return signal;
-}
-
-distill::TokenTerms StudentObjective::State::make_terms(const nn::TokenBatch& batch,
-                                                        const data::Batch& source) const {
-  distill::TokenTerms terms;
-  terms.labels_N = batch.labels_BS.flatten();
-  const at::Tensor has_label_N = terms.labels_N.ne(nn::ignored_label);
-  const distill::PhaseController::Step& numbers = settings.numbers;
-  at::Tensor gate_N;
-  if (student.uses_maturity_gate) {
-    gate_N = at::full(has_label_N.sizes(), gate.factor(), at::TensorOptions(accumulation()));
-  }
-  const distill::TokenWeights weights =
-      distill::token_weights(has_label_N, has_label_N, gate_N, accumulation(),
-                             {numbers.ce, numbers.kd, step.valid_labels, step.valid_labels});
-  terms.ce_weight_N = weights.ce_N;
-  terms.kd_weight_N = numbers.phase->uses_kd() ? weights.kd_N : at::Tensor();
-  if (settings.temperatures.size() > 1) {
-    const at::Tensor index_BS = at::empty(batch.tokens_BS.sizes(), at::kLong);
-    for (std::int64_t row = 0; row < source.rows; ++row) {
-      const auto domain = static_cast<std::size_t>(source.domains[static_cast<std::size_t>(row)]);
-      const double temperature =
-          numbers.phase->temperature.at(numbers.step_in_phase, options->domains[domain]);
-      index_BS[row].fill_(distill::temperature_index(settings.temperatures, temperature));
-    }
-    terms.temperature_N = index_BS.flatten();
-  }
-  return terms;
-}
-
-model::LayerCapture StudentObjective::State::make_capture() const {
-  model::LayerCapture capture;
-  if (settings.numbers.phase->uses_hidden()) {
-    for (const distill::LayerPair& pair : signals().hidden_pairs) {
-      capture.hidden_layers.push_back(pair.student_layer);
-    }
-  }
-  if (settings.numbers.phase->uses_attention()) {
-    for (const distill::LayerPair& pair : signals().attention_pairs) {
-      capture.attention_layers.push_back(pair.student_layer);
-    }
-  }
-  return capture;
-}
-
-// Undefined when the phase has no such term.
-at::Tensor StudentObjective::State::hidden_objective(const model::LayerCapture& capture,
-                                                     const nn::TokenBatch& batch) {
-  if (!settings.numbers.phase->uses_hidden() || !hidden) {
-    return {};
-  }
-  const std::int64_t rows = batch.tokens_BS.size(0);
-  std::vector<at::Tensor> teacher_states;
-  for (const distill::LayerPair& pair : hidden->pairs()) {
-    distill::EncodedStates encoded;
-    const at::Tensor data = rows_of(field::state(pair.teacher_layer), state_type(*options), rows);
-    encoded.data_ND = data.flatten(0, 1);
-    if (options->state_wire == base::WireType::fp8) {
-      encoded.scale_NB = rows_of(field::state(pair.teacher_layer, true), at::kFloat, rows).flatten(0, 1);
-    }
-    teacher_states.push_back(distill::decode_states(encoded, options->fp8_format, accumulation())
-                                 .view({rows, data.size(1), options->teacher.hidden}));
-  }
-  const nn::SequenceSlice slice =
-      nn::SequenceSlice::of(batch.tokens_BS.size(1), batch.real_seq, tp().rank(), tp().size());
-  const at::Tensor weight_Bs =
-      batch.labels_BS.narrow(1, slice.first, slice.count).ne(nn::ignored_label).to(accumulation());
-  const distill::HiddenLoss loss = hidden->loss(capture.hidden_BsD, teacher_states, weight_Bs);
-  sums[sum_hidden] += loss.per_token_n.sum().item<double>();  // every tp rank has tokens of its own
-  return loss.objective * settings.numbers.hidden;
-}
-
-at::Tensor StudentObjective::State::attention_objective(const model::LayerCapture& capture,
-                                                        const nn::TokenBatch& batch) {
-  if (!settings.numbers.phase->uses_attention()) {
-    return {};
-  }
-  const std::int64_t rows = batch.tokens_BS.size(0);
-  const at::Tensor mask_BS = batch.labels_BS.ne(nn::ignored_label).to(accumulation());
-  const std::int64_t head_dim = options->teacher.resolved_head_dim();
-  const distill::AttentionLossOptions loss_options{settings.numbers.phase->attention_loss,
-                                                   student.model.heads, options->teacher.heads};
-  at::Tensor objective;
-  const std::vector<distill::LayerPair>& pairs = signals().attention_pairs;
-  for (std::size_t i = 0; i < pairs.size(); ++i) {
-    const auto teacher_part = [&](char part) {
-      return rows_of(field::attention(pairs[i].teacher_layer, part), options->teacher_type, rows)
-          .unflatten(2, {-1, head_dim});
-    };
-    const double weight = pairs[i].weight * attention_factor;
-    const distill::AttentionLoss loss = distill::attention_map_loss(
-        {capture.attention[i].q_BSHC, capture.attention[i].k_BSGC}, {teacher_part('q'), teacher_part('k')},
-        mask_BS * weight, batch.documents_BS, tp(), loss_options);
-    sums[sum_attention] += counts() ? loss.sum.item<double>() : 0.0;
-    const at::Tensor part = loss.objective * settings.numbers.attention;
-    objective = objective.defined() ? objective + part : part;
-  }
-  return objective;
-}
-
-// The mse of maps is a mean over pairs of positions, the rest over rows.
-void StudentObjective::State::count_attention_rows() {
-  attention_factor = 1.0;
-  if (!settings.numbers.phase->uses_attention() ||
-      settings.numbers.phase->attention_loss != distill::AttentionLossKind::mse) {
-    return;
-  }
-  std::int64_t pairs = 0;
-  for (const data::Batch& batch : *step.micro_batches) {
-    const at::TensorOptions ints(at::kInt);
-    const std::vector<std::int64_t> shape = {batch.rows, batch.seq};
-    const at::Tensor labels = at::from_blob(const_cast<std::int32_t*>(batch.labels.data()), shape, ints);
-    const at::Tensor documents =
-        at::from_blob(const_cast<std::int32_t*>(batch.documents.data()), shape, ints);
-    pairs += distill::attention_pairs(
-        labels.ne(static_cast<std::int32_t>(nn::ignored_label)).to(accumulation()), documents.to(at::kLong));
-  }
-  pairs = parallel::all_reduce_sum(counts() ? pairs : 0, grid.role());
-  attention_factor = pairs > 0 ? step.valid_labels / static_cast<double>(pairs) : 0.0;
-}
-
 void StudentObjective::progress() {
-  if (state_->receiver) {
-    state_->receiver->progress();
+  if (state_->source) {
+    state_->source->progress();
   }
 }
 
 void StudentObjective::start(std::int64_t first_step, const std::function<void()>& while_waiting) {
   State& state = *state_;
   state.options->first_step = first_step;
-  state.receiver.emplace(state.wire, state.grid.role().rank(), make_plan(state.options, state.student.index),
-                         distill::LinkOptions{state.options->window, first_step, state.options->total_steps,
-                                              state.options->deadline_s, while_waiting});
+  const bool speaks = state.grid.role().rank() == 0;
+  state.source.emplace(state.make_source({first_step, state.grid.role().rank(), while_waiting}),
+                       state.student.on_teacher_loss, state.grid.role(),
+                       speaks ? state.student.say_farewell : nullptr);
 }
 
 void StudentObjective::begin_step(const ObjectiveStep& step) {
   State& state = *state_;
-  state.step = step;
-  state.settings = settings_of(*state.options, step.step);
-  state.sums = {};
+  state.step = {};
+  state.step.given = step;
   state.next_row = 0;
-  state.received = &state.receiver->wait_step(step.step, tags_of(*step.micro_batches));
-  for (const distill::ReceivedField& received : state.received->fields) {
-    if (received.name == field::head) {
-      auto* data = const_cast<std::byte*>(received.bytes.data());
-      const at::Tensor head = at::from_blob(data, {received.shape[1], received.shape[2]},
-                                            at::TensorOptions(state.options->teacher_type));
-      state.kept_head = state.options->teacher_frozen ? head.clone() : head;
-    }
+  state.step.received = state.source->wait_step(step.step, tags_of(*step.micro_batches));
+  state.settle(step.step);
+  if (state.step.received != nullptr) {
+    state.terms.begin_step(state.step);
   }
-  state.count_attention_rows();
+  state.count_tokens();
+}
+
+// The numbers of the step. Without a teacher its share goes to the labels: they have a weight of 1.
+void StudentObjective::State::settle(std::int64_t number) {
+  StepSettings& settings = step.settings;
+  settings = settings_of(*options, number);
+  begins_measure = false;
+  if (number > 0) {
+    const StepSettings before = settings_of(*options, number - 1);
+    begins_measure =
+        before.numbers.index != settings.numbers.index || before.temperatures != settings.temperatures;
+  }
+  if (step.received == nullptr) {
+    ++teacherless_steps;
+    settings.numbers.ce = 1.0;
+    settings.numbers.alpha = settings.numbers.kd = settings.numbers.hidden = settings.numbers.attention = 0.0;
+  }
+}
+
+// What the terms are divided by; nothing is reduced in the usual case that all labels count.
+void StudentObjective::State::count_tokens() {
+  const bool needs_pairs =
+      step.uses_attention() && step.phase().attention_loss == distill::AttentionLossKind::mse;
+  step.labels = step.attention_rows = step.given.valid_labels;
+  if (!held_out.draws_any() && !needs_pairs) {
+    return;
+  }
+  at::Tensor counts = at::zeros({2}, at::kLong);
+  auto* count = counts.mutable_data_ptr<std::int64_t>();
+  if (counts_once()) {
+    for (const data::Batch& batch : *step.given.micro_batches) {
+      count[0] += held_out.valid_labels(batch);
+    }
+    count[1] = needs_pairs ? attention_pairs() : 0;
+  }
+  parallel::all_reduce_(counts, parallel::ReduceOp::sum, grid.role(), parallel::Traffic::other);
+  step.held_out_labels = static_cast<double>(count[0]);
+  step.labels = step.given.valid_labels - step.held_out_labels;
+  step.attention_rows = needs_pairs ? static_cast<double>(count[1]) : step.labels;
+}
+
+// Of this replica's rows that are trained on: the mse of maps is a mean over pairs of positions.
+std::int64_t StudentObjective::State::attention_pairs() const {
+  std::int64_t pairs = 0;
+  for (const data::Batch& batch : *step.given.micro_batches) {
+    const std::vector<bool> held = held_out.rows(batch);
+    const std::vector<std::int64_t> shape = {batch.rows, batch.seq};
+    const auto view = [&](const std::vector<std::int32_t>& numbers) {
+      return at::from_blob(const_cast<std::int32_t*>(numbers.data()), shape, at::TensorOptions(at::kInt));
+    };
+    at::Tensor weight = view(batch.labels).ne(static_cast<std::int32_t>(nn::ignored_label)).to(at::kDouble);
+    for (std::int64_t row = 0; row < batch.rows; ++row) {
+      if (held[static_cast<std::size_t>(row)]) {
+        weight[row].zero_();
+      }
+    }
+    pairs += distill::attention_pairs(weight, view(batch.documents).to(at::kLong));
+  }
+  return pairs;
+}
+
+bool StudentObjective::trains() const {
+  return !state_->gates.has_stopped() && state_->step.labels > 0.0;
+}
+
+double StudentObjective::learning_rate_factor() const {
+  return state_->step.phase().learning_rate_factor;
+}
+
+StudentRows StudentObjective::State::rows_of(const data::Batch& source, const nn::TokenBatch& batch) const {
+  StudentRows rows{source, batch, next_row, batch.labels_BS.ne(nn::ignored_label), {}};
+  if (held_out.draws_any()) {
+    const std::vector<bool> held = held_out.rows(source);
+    const at::Tensor held_B = at::zeros({source.rows}, at::kBool);
+    std::ranges::copy(held, held_B.mutable_data_ptr<bool>());
+    rows.held_out_BS = rows.learns_BS.logical_and(held_B.unsqueeze(1));
+    rows.learns_BS = rows.learns_BS.logical_and(held_B.logical_not().unsqueeze(1));
+  }
+  return rows;
 }
 
 double StudentObjective::forward(const model::Transformer& model, const model::ForwardContext& context,
                                  std::int64_t index, MicroBatch& micro) {
   State& state = *state_;
-  const data::Batch& source = (*state.step.micro_batches)[static_cast<std::size_t>(index)];
-  model::LayerCapture capture = state.make_capture();
+  StudentStep& step = state.step;
+  const StudentRows rows =
+      state.rows_of((*step.given.micro_batches)[static_cast<std::size_t>(index)], micro.batch);
+  model::LayerCapture capture = state.terms.make_capture(step);
   model::ForwardContext with_capture = context;
   with_capture.capture = &capture;
   const at::Tensor x_BsD = model.embed(micro.batch, with_capture);
   const model::Transformer::Hidden hidden = model.blocks(x_BsD, micro.batch, with_capture);
-  const distill::TokenTerms terms = state.make_terms(micro.batch, source);
-  const distill::HeadLoss head = distill::distill_head_loss(
-      hidden.h_BsD, model.head_weight(), model.head_first_id(), terms, state.make_signal(source.rows),
-      state.tp(), {state.settings.numbers.phase->kd_loss});
+  const at::Tensor alpha_factor_N =
+      step.received != nullptr ? state.gates.alpha_factors(state.terms.teacher_ce(step, rows)) : at::Tensor();
+  const distill::TokenTerms terms = state.terms.token_terms(step, rows, alpha_factor_N);
+  const distill::TeacherSignal signal = state.terms.signal(step, rows);
+  const distill::HeadLoss head =
+      distill::distill_head_loss(hidden.h_BsD, model.head_weight(), model.head_first_id(), terms, signal,
+                                 state.tp(), {step.phase().kd_loss});
   micro.objective = head.objective;
-  micro.aux = hidden.aux.defined() && state.settings.numbers.balance != 1.0
-                  ? hidden.aux * state.settings.numbers.balance
+  micro.aux = hidden.aux.defined() && step.settings.numbers.balance != 1.0
+                  ? hidden.aux * step.settings.numbers.balance
                   : hidden.aux;
-  const double ce = head.tokens.ce_N.sum(at::kDouble).item<double>();
-  if (state.counts()) {
-    state.sums[sum_ce] += ce;
-    state.sums[sum_kd] += head.tokens.kd_N.sum(at::kDouble).item<double>();
-    state.sums[sum_objective] += head.objective.item<double>();
-    const at::Tensor teacher_ce =
-        state.rows_of(field::ce, parallel::accumulation_type(state.options->teacher_type), source.rows)
-            .flatten();
-    state.sums[sum_teacher_ce] +=
-        teacher_ce.masked_select(terms.labels_N.ne(nn::ignored_label)).sum(at::kDouble).item<double>();
+  state.sum_tokens(rows, head, alpha_factor_N);
+  if (step.measures_gap()) {
+    state.sum_gap(measure_gap(model,
+                              {rows, hidden.h_BsD, terms, signal, state.terms.gap_logits(step, rows),
+                               state.terms.gap_positions(rows)},
+                              state.tp(), distill::DistillOptions{}.chunk_tokens));
   }
-  for (const at::Tensor& part :
-       {state.hidden_objective(capture, micro.batch), state.attention_objective(capture, micro.batch)}) {
+  const StudentGates::TermFactors factors = state.gates.term_factors(step.uses_kd());
+  for (const at::Tensor& part : {state.terms.hidden(step, rows, capture, factors.hidden),
+                                 state.terms.attention(step, rows, capture, factors.attention)}) {
     if (part.defined()) {
-      state.sums[sum_objective] += part.item<double>();
+      step.sums[sum_objective] += part.item<double>();
       micro.objective = micro.objective + part;
     }
   }
-  state.next_row += source.rows;
-  return ce;
+  state.next_row += rows.source.rows;
+  const double ce = sum_over(head.tokens.ce_N, rows.learns_BS);
+  return step.labels > 0.0 ? ce * step.mean_factor() : std::numeric_limits<double>::quiet_NaN();
+}
+
+// Tokens without a label have losses of 0. All tp ranks have the same: one of them counts.
+void StudentObjective::State::sum_tokens(const StudentRows& rows, const distill::HeadLoss& head,
+                                         const at::Tensor& alpha_factor_N) {
+  if (!counts_once()) {
+    return;
+  }
+  step.sums[sum_objective] += head.objective.item<double>();
+  step.sums[sum_ce] += sum_over(head.tokens.ce_N, rows.learns_BS);
+  step.sums[sum_kd] += sum_over(head.tokens.kd_N, rows.learns_BS);
+  if (step.received != nullptr) {
+    step.sums[sum_teacher_ce] += sum_over(terms.teacher_ce(step, rows), rows.learns_BS);
+  }
+  if (alpha_factor_N.defined()) {
+    step.sums[sum_gate] += sum_over(alpha_factor_N, rows.learns_BS);
+  }
+  if (rows.held_out_BS.defined()) {
+    step.sums[sum_held_out_ce] += sum_over(head.tokens.ce_N, rows.held_out_BS);
+    step.sums[sum_held_out_kd] += sum_over(head.tokens.kd_N, rows.held_out_BS);
+  }
+}
+
+void StudentObjective::State::sum_gap(const distill::SignalGap& gap) {
+  if (counts_once()) {
+    step.sums[train::sum_gap] += gap.difference;
+    step.sums[sum_gap_payload] += gap.payload_kl;
+    step.sums[sum_gap_full] += gap.full_kl;
+    step.sums[sum_gap_tokens] += static_cast<double>(gap.tokens);
+  }
 }
 
 bool StudentObjective::accepts_step() {
-  const distill::StepOutcome outcome = state_->receiver->wait_trailer(state_->step.step);
-  return outcome == distill::StepOutcome::finite;
+  return state_->source->wait_trailer(state_->step.given.step) == distill::StepOutcome::finite;
+}
+
+StudentMeans StudentObjective::State::reduce_sums(const parallel::Communicator& role) {
+  at::Tensor reduced = at::empty({num_student_sums}, at::kDouble);
+  std::ranges::copy(step.sums, reduced.mutable_data_ptr<double>());
+  parallel::all_reduce_(reduced, parallel::ReduceOp::sum, role, parallel::Traffic::other);
+  std::copy_n(reduced.const_data_ptr<double>(), step.sums.size(), step.sums.begin());
+  const auto mean = [&](StudentSum sum) { return step.sums[sum] / step.labels; };
+  const double no_teacher = std::numeric_limits<double>::quiet_NaN();
+  return {mean(sum_ce),        step.received != nullptr ? mean(sum_teacher_ce) : no_teacher,
+          mean(sum_kd),        mean(sum_hidden),
+          mean(sum_attention), step.sums[sum_held_out_kd]};
 }
 
 void StudentObjective::report(StepMetrics& metrics, const parallel::Communicator& role) {
   State& state = *state_;
-  at::Tensor sums = at::empty({num_sums}, at::kDouble);
-  std::copy(state.sums.begin(), state.sums.end(), sums.mutable_data_ptr<double>());
-  parallel::all_reduce_(sums, parallel::ReduceOp::sum, role, parallel::Traffic::other);
-  const double* sum = sums.const_data_ptr<double>();
-  const double labels = state.step.valid_labels;
-  const distill::PhaseController::Step& numbers = state.settings.numbers;
+  const StudentMeans means = state.reduce_sums(role);
+  const distill::PhaseController::Step& numbers = state.step.settings.numbers;
   metrics.phase = numbers.phase->name;
-  metrics.total_loss += sum[sum_objective] / labels - metrics.loss;
-  metrics.figures["kd_loss"] = sum[sum_kd] / labels;
-  metrics.figures["hidden_loss"] = sum[sum_hidden] / labels;
-  metrics.figures["attention_loss"] = sum[sum_attention] / labels;
-  metrics.figures["teacher_loss"] = sum[sum_teacher_ce] / labels;
-  metrics.figures["alpha"] = numbers.phase->uses_kd() ? numbers.alpha : 0.0;
-  metrics.figures["temperature"] = numbers.temperature;
-  if (state.student.uses_maturity_gate) {
-    metrics.figures["maturity_gate"] = state.gate.factor();
+  metrics.total_loss += state.step.sums[sum_objective] / state.step.given.valid_labels - metrics.loss;
+  metrics.figures["kd_loss"] = means.kd;
+  metrics.figures["hidden_loss"] = means.hidden;
+  metrics.figures["attention_loss"] = means.attention;
+  if (state.step.received != nullptr) {
+    metrics.figures["teacher_loss"] = means.teacher_ce;
   }
-  const distill::SourceStats& stats = state.receiver->stats();
+  metrics.figures["alpha"] = state.step.uses_kd() ? numbers.alpha : 0.0;
+  metrics.figures["temperature"] = numbers.temperature;
+  state.report_measurements(metrics);
+  state.report_gates(metrics);
+  const distill::SourceStats& stats = state.source->stats();
   metrics.figures["link_wait_s"] = stats.last_step_wait_s;
   metrics.figures["link_bytes"] =
       static_cast<double>(parallel::all_reduce_sum(stats.last_step_received_bytes, role));
-  // Saves are decided by the leading role and travel with the signals.
-  metrics.save_requests = state.received->control == distill::ControlWord::go ? 0 : 1;
-  state.gate.update(sum[sum_ce] / labels, sum[sum_teacher_ce] / labels);
+  if (state.step.received != nullptr) {
+    // Saves and stops are decided by the leading role and travel with the signals.
+    const distill::ControlWord control = state.step.received->control;
+    metrics.save_requests = control == distill::ControlWord::go ? 0 : 1;
+    metrics.stop_requests = control == distill::ControlWord::cut_and_stop ? 1 : 0;
+  }
+  if (state.gates.update(state.step, means, state.begins_measure) && role.rank() == 0) {
+    base::log_local(
+        base::LogLevel::info,
+        fmt::format("stopped early after step {}: the held-out distillation loss has not improved "
+                    "for {} evaluations; later steps are consumed and measured only",
+                    state.gates.stopped_at(), state.student.gates.stopping.patience));
+  }
+}
+
+void StudentObjective::State::report_measurements(StepMetrics& metrics) const {
+  if (step.held_out_labels > 0.0) {
+    metrics.figures["held_out_loss"] = step.sums[sum_held_out_ce] / step.held_out_labels;
+    if (step.uses_kd()) {
+      metrics.figures["held_out_kd_loss"] = step.sums[sum_held_out_kd] / step.held_out_labels;
+    }
+  }
+  if (const double tokens = step.sums[sum_gap_tokens]; tokens > 0.0) {
+    metrics.figures["gap"] = step.sums[train::sum_gap] / tokens;
+    metrics.figures["gap_payload_kl"] = step.sums[sum_gap_payload] / tokens;
+    metrics.figures["gap_full_kl"] = step.sums[sum_gap_full] / tokens;
+  }
+  if (student.gates.stopping.patience > 0) {
+    metrics.figures["stopped_early"] = gates.has_stopped() ? 1.0 : 0.0;
+  }
+}
+
+void StudentObjective::State::report_gates(StepMetrics& metrics) const {
+  if (student.gates.uses_maturity) {
+    metrics.figures["maturity_gate"] = gates.maturity();
+  }
+  if (student.gates.uses_difficulty && step.received != nullptr) {
+    metrics.figures["alpha_gate"] = step.sums[sum_gate] / step.labels;
+  }
+  if (student.gates.balances_losses) {
+    const StudentGates::TermFactors factors = gates.term_factors(step.uses_kd());
+    metrics.figures["hidden_factor"] = factors.hidden;
+    metrics.figures["attention_factor"] = factors.attention;
+  }
+  if (student.on_teacher_loss == OnTeacherLoss::labels) {
+    metrics.figures["teacherless_steps"] = static_cast<double>(teacherless_steps);
+  }
 }
 
 void StudentObjective::end_step(bool) {
-  state_->receiver->release(state_->step.step);
+  state_->source->release(state_->step.given.step);
+}
+
+bool StudentObjective::is_alone() const {
+  return state_->source && state_->source->is_lost();
 }
 
 std::string StudentObjective::state() const {
-  const distill::MaturityState& gate = state_->gate.state();
-  return nlohmann::json{
-      {"student_ce", gate.student_ce}, {"teacher_ce", gate.teacher_ce}, {"steps", gate.steps}}
-      .dump();
+  return state_->gates.state();
 }
 
 void StudentObjective::restore(const std::string& state) {
-  if (state.empty()) {
-    return;
-  }
-  try {
-    const nlohmann::json json = nlohmann::json::parse(state);
-    state_->gate.restore({json.at("student_ce").get<double>(), json.at("teacher_ce").get<double>(),
-                          json.at("steps").get<std::int64_t>()});
-  } catch (const nlohmann::json::exception& error) {
-    throw base::CheckpointError("the student's state cannot be read ({}) it is damaged or of another program",
-                                error.what());
-  }
+  state_->gates.restore(state);
 }
 
 }  // namespace athanor::train

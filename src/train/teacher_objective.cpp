@@ -9,9 +9,12 @@
 #include <vector>
 
 #include "base/error.hpp"
+#include "base/log.hpp"
 #include "distill/codec.hpp"
+#include "distill/signal_gap.hpp"
 #include "parallel/collectives/collectives.hpp"
 #include "train/row_tags.hpp"
+#include "train/teacher_loss.hpp"
 
 namespace athanor::train {
 namespace {
@@ -50,6 +53,8 @@ struct TeacherObjective::State {
   const parallel::ProcessGrid& grid;
   parallel::PointToPoint& wire;
   std::optional<distill::SignalSender> sender;  // from start() on
+  std::optional<FarewellBox> farewells;
+  std::function<void()> while_waiting;
   StepSettings settings;
   std::int64_t step = 0;
   const std::vector<data::Batch>* micro_batches = nullptr;
@@ -59,10 +64,14 @@ struct TeacherObjective::State {
       : options(std::move(signal_options)), model(transformer), grid(process_grid), wire(point_to_point) {}
 
   const parallel::Communicator& tp() const { return grid.comm(parallel::Axis::tensor); }
+  [[noreturn]] void wait_for_the_end() const;
   bool wants_payload() const { return settings.numbers.phase->uses_kd(); }
   model::LayerCapture make_capture() const;
   distill::TeacherSignal encode(const at::Tensor& logits_Cv, std::int64_t first_token,
                                 const nn::TokenBatch& batch) const;
+  at::Tensor measured_tokens(const nn::TokenBatch& batch) const;
+  void add_gap(const std::vector<at::Tensor>& chunks, const nn::TokenBatch& batch,
+               FieldTensors& fields) const;
   void add_payload(const distill::TeacherSignal& signal, const at::Tensor& h_BsD, FieldTensors& fields) const;
   void add_captured(const model::LayerCapture& capture, FieldTensors& fields) const;
 };
@@ -85,6 +94,29 @@ void TeacherObjective::start(std::int64_t first_step, const std::function<void()
   state.sender.emplace(state.wire, state.grid.role().rank(), plans_of(state.options),
                        distill::LinkOptions{state.options->window, first_step, state.options->total_steps,
                                             state.options->deadline_s, while_waiting});
+  state.while_waiting = while_waiting;
+  if (state.options->students_may_leave) {
+    std::vector<int> first_ranks;
+    for (const StudentSignals& student : state.options->students) {
+      first_ranks.push_back(student.layout.world_ranks.front());
+    }
+    state.farewells.emplace(state.wire, first_ranks);
+  }
+}
+
+// The student that went on ends the job when it is through: ending it here would take its work away.
+void TeacherObjective::State::wait_for_the_end() const {
+  base::log_local(
+      base::LogLevel::warning,
+      fmt::format("a student went on without this teacher, which was more than {} s late: waiting "
+                  "for the student to end the job (distill.on_teacher_loss=labels)",
+                  options->deadline_s));
+  for (;;) {
+    wire.wait_until([] { return false; }, 1.0);
+    if (while_waiting) {
+      while_waiting();
+    }
+  }
 }
 
 void TeacherObjective::begin_step(const ObjectiveStep& step) {
@@ -92,8 +124,17 @@ void TeacherObjective::begin_step(const ObjectiveStep& step) {
   state.step = step.step;
   state.settings = settings_of(*state.options, step.step);
   state.micro_batches = step.micro_batches;
-  const auto control = step.save_requests > 0 ? distill::ControlWord::cut : distill::ControlWord::go;
-  state.sender->begin_step({step.step, step.updates, control});
+  const auto control = step.stop_requests > 0   ? distill::ControlWord::cut_and_stop
+                       : step.save_requests > 0 ? distill::ControlWord::cut
+                                                : distill::ControlWord::go;
+  try {
+    state.sender->begin_step({step.step, step.updates, control});
+  } catch (const distill::LinkTimeout&) {
+    if (!state.farewells || !state.farewells->has_any()) {
+      throw;
+    }
+    state.wait_for_the_end();
+  }
   if (state.sender->wants(field::head)) {
     FieldTensors fields;
     fields.add(field::head, state.model.head_weight().tensor);
@@ -171,6 +212,30 @@ void TeacherObjective::State::add_payload(const distill::TeacherSignal& signal, 
   }
 }
 
+// Ascending indices of the micro-batch's tokens whose logits are sent whole; undefined: none are.
+at::Tensor TeacherObjective::State::measured_tokens(const nn::TokenBatch& batch) const {
+  if (!settings.measures_gap) {
+    return {};
+  }
+  const std::int64_t count = distill::num_measured(batch.real_seq, options->gap_fraction);
+  const at::Tensor positions_BP =
+      distill::measured_positions(batch.sample_ids_B, batch.real_seq, count, options->seed);
+  const at::Tensor first_B1 = at::arange(batch.tokens_BS.size(0), at::kLong).unsqueeze(1);
+  return (positions_BP + first_B1 * batch.tokens_BS.size(1)).flatten();
+}
+
+// Rows of the measured tokens, padded as the positions of a sample are.
+void TeacherObjective::State::add_gap(const std::vector<at::Tensor>& chunks, const nn::TokenBatch& batch,
+                                      FieldTensors& fields) const {
+  if (chunks.empty()) {
+    return;
+  }
+  const at::Tensor logits_BPv = at::cat(chunks).unflatten(0, {batch.tokens_BS.size(0), -1});
+  const std::int64_t count = logits_BPv.size(1);
+  fields.add(field::gap_logits,
+             at::constant_pad_nd(logits_BPv, {0, 0, 0, nn::padded_sequence(count, tp().size()) - count}));
+}
+
 void TeacherObjective::State::add_captured(const model::LayerCapture& capture, FieldTensors& fields) const {
   for (std::size_t i = 0; i < capture.hidden_layers.size(); ++i) {
     const distill::EncodedStates encoded =
@@ -196,10 +261,17 @@ double TeacherObjective::forward(const model::Transformer& model, const model::F
   const model::Transformer::Hidden hidden = model.blocks(x_BsD, micro.batch, with_capture);
 
   std::vector<distill::TeacherSignal> chunks;
+  std::vector<at::Tensor> measured;
   nn::CrossEntropyOptions options;
   if (state.wants_payload()) {
-    options.observe_logits = [&](at::Tensor& logits_Cv, std::int64_t first_token) {
+    const at::Tensor measured_N = state.measured_tokens(micro.batch);
+    options.observe_logits = [&, measured_N](at::Tensor& logits_Cv, std::int64_t first_token) {
       chunks.push_back(state.encode(logits_Cv, first_token, micro.batch));
+      if (measured_N.defined()) {
+        const at::Tensor rows = measured_N - first_token;
+        const at::Tensor is_here = rows.ge(0).logical_and(rows.lt(logits_Cv.size(0)));
+        measured.push_back(logits_Cv.index_select(0, rows.masked_select(is_here)));
+      }
     };
   }
   const nn::CrossEntropy loss = model.head_loss(hidden.h_BsD, micro.batch, options);
@@ -211,6 +283,7 @@ double TeacherObjective::forward(const model::Transformer& model, const model::F
   if (state.wants_payload() && !chunks.empty()) {
     state.add_payload(distill::concatenate(chunks), hidden.h_BsD, fields);
   }
+  state.add_gap(measured, micro.batch, fields);
   state.add_captured(capture, fields);
   state.sender->send_rows(index, tags_of((*state.micro_batches)[static_cast<std::size_t>(index)]),
                           fields.views());

@@ -52,7 +52,7 @@ struct Trainer::Parts {
         model(options.role.model, parameters, grid),
         objective(make_objective ? make_objective(model, parameters, grid)
                                  : std::make_unique<LanguageModelObjective>()),
-        optimizer(options.role.optim, options.role.grad_comm, freeze_if(options.role.frozen, parameters),
+        optimizer(options.role.optim, options.role.grad_wire, freeze_if(options.role.frozen, parameters),
                   grid),
         scaler(options.role.compute == base::ComputeType::fp16) {
     state.balance = model.make_balance_state();
@@ -119,7 +119,7 @@ data::ReplicaSlice Trainer::replica() const {
   return {parts_->grid.coordinates().dp_rank, parts_->grid.dims().dp};
 }
 
-// Forward and backward of all micro-batches by the schedule; returns this replica's sum of CE.
+// Forward and, in training, backward of all micro-batches by the schedule; returns this replica's sum of CE.
 double Trainer::run_schedule(const std::vector<data::Batch>& micro_batches,
                              const model::ForwardContext& context, double seed, StepTimes& times) {
   std::vector<MicroBatch> micros(micro_batches.size());
@@ -128,7 +128,7 @@ double Trainer::run_schedule(const std::vector<data::Batch>& micro_batches,
     const auto index = static_cast<std::size_t>(action.micro_batch);
     MicroBatch& micro = micros[index];
     if (action.kind == ActionKind::backward) {
-      if (parts_->options.role.frozen) {
+      if (!context.training) {
         micro = {};
         continue;
       }
@@ -151,33 +151,35 @@ double Trainer::run_schedule(const std::vector<data::Batch>& micro_batches,
 // One reduction for what all ranks must know of a step. A replica's labels are the same on all its tp ranks
 // and count once.
 Trainer::StepCounts Trainer::count_over_role(const std::vector<data::Batch>& micro_batches,
-                                             bool wants_save) const {
-  at::Tensor counts = at::zeros({2}, at::kLong);
+                                             const StepRequests& requests) const {
+  at::Tensor counts = at::zeros({3}, at::kLong);
   auto* count = counts.mutable_data_ptr<std::int64_t>();
   count[0] = is_first_of_replica() ? count_valid_labels(micro_batches) : 0;
-  count[1] = wants_save ? 1 : 0;
+  count[1] = requests.save ? 1 : 0;
+  count[2] = requests.stop && requests.stop() ? 1 : 0;
   parallel::all_reduce_(counts, parallel::ReduceOp::sum, parts_->grid.role(), parallel::Traffic::other);
   if (count[0] == 0) {
     throw base::DataError(
         "step {} has no valid label in its whole batch (nothing to train on) check the data",
         parts_->state.step + 1);
   }
-  return {count[0], count[1]};
+  return {count[0], count[1], count[2]};
 }
 
 bool Trainer::is_first_of_replica() const {
   return parts_->grid.coordinates().tp_rank == 0;
 }
 
-StepMetrics Trainer::step(const std::vector<data::Batch>& micro_batches, bool wants_save) {
+StepMetrics Trainer::step(const std::vector<data::Batch>& micro_batches, const StepRequests& requests) {
   Parts& parts = *parts_;
   const base::Stopwatch total;
   StepMetrics metrics;
   const parallel::TrafficCounters& traffic = parts.grid.role().traffic();
   parts.grid.role().traffic().reset();
-  const StepCounts counts = count_over_role(micro_batches, wants_save);
+  const StepCounts counts = count_over_role(micro_batches, requests);
   const auto labels = static_cast<double>(counts.labels);
   metrics.save_requests = counts.save_requests;
+  metrics.stop_requests = counts.stop_requests;
 
   std::vector<moe::LayerStatistics> statistics = parts.model.make_statistics();
   model::ForwardContext context;
@@ -188,21 +190,20 @@ StepMetrics Trainer::step(const std::vector<data::Batch>& micro_batches, bool wa
   context.balance = &parts.state.balance;
   context.statistics = &statistics;
 
-  context.training = !parts.options.role.frozen;
-
+  parts.objective->begin_step({parts.state.step, parts.optimizer.updates(), labels, counts.save_requests,
+                               counts.stop_requests, &micro_batches});
+  context.training = !parts.options.role.frozen && parts.objective->trains();
   const at::AutoGradMode grad_mode(context.training);
-  parts.objective->begin_step(
-      {parts.state.step, parts.optimizer.updates(), labels, counts.save_requests, &micro_batches});
   parts.optimizer.begin_step();
   const double seed = parts.scaler.scale() * inverse_power_of_two(labels);
   const double ce_sum = run_schedule(micro_batches, context, seed, metrics.times);
-  const optim::UpdateResult update = update_parameters(metrics, labels, seed);
+  const optim::UpdateResult update = update_parameters(metrics, labels, seed, context.training);
   metrics.times.exchange_s =
       traffic.seconds(parallel::Traffic::dispatch) + traffic.seconds(parallel::Traffic::combine);
 
   StepSums sums(parts.model, statistics, is_first_of_replica() ? ce_sum : 0.0);
-  sums.reduce(parts.grid.role());
-  advance_state(update, sums, labels);
+  sums.reduce(parts.grid.role(), requests.stop && requests.stop());
+  advance_state(update, sums, labels, context.training);
   metrics.grad_norm = update.grad_norm;
   metrics.skipped = update.skipped;
   sums.report(metrics, parts.options, labels);
@@ -216,10 +217,11 @@ StepMetrics Trainer::step(const std::vector<data::Batch>& micro_batches, bool wa
   return metrics;
 }
 
-optim::UpdateResult Trainer::update_parameters(StepMetrics& metrics, double labels, double seed) {
+optim::UpdateResult Trainer::update_parameters(StepMetrics& metrics, double labels, double seed,
+                                               bool trains) {
   Parts& parts = *parts_;
   optim::UpdateResult update;
-  if (parts.options.role.frozen) {
+  if (!trains) {
     parts.objective->accepts_step();
     return update;
   }
@@ -228,7 +230,8 @@ optim::UpdateResult Trainer::update_parameters(StepMetrics& metrics, double labe
     return update;
   }
   metrics.lr =
-      optim::learning_rate(parts.options.role.optim, parts.optimizer.updates(), parts.options.total_steps);
+      optim::learning_rate(parts.options.role.optim, parts.optimizer.updates(), parts.options.total_steps) *
+      parts.objective->learning_rate_factor();
   update = parts.optimizer.step({metrics.lr, 1.0 / (labels * seed)});
   metrics.times.reduce_s = parts.optimizer.last_times().reduce_s;
   metrics.times.optimizer_s = parts.optimizer.last_times().update_s;
@@ -236,14 +239,17 @@ optim::UpdateResult Trainer::update_parameters(StepMetrics& metrics, double labe
   return update;
 }
 
-void Trainer::advance_state(const optim::UpdateResult& update, const StepSums& sums, double labels) {
+void Trainer::advance_state(const optim::UpdateResult& update, const StepSums& sums, double labels,
+                            bool trains) {
   Parts& parts = *parts_;
-  parts.scaler.update(!update.skipped);
+  if (trains) {
+    parts.scaler.update(!update.skipped);
+  }
   parts.state.step += 1;
   parts.state.tokens += static_cast<std::int64_t>(labels);
   parts.state.updates = parts.optimizer.updates();
   parts.state.loss_scale = parts.scaler.state();
-  if (!update.skipped && !parts.options.role.frozen) {
+  if (!update.skipped && trains) {
     sums.advance(parts.state.balance, parts.model, parts.options.role.model.moe,
                  parts.options.global_batch * parts.options.seq);
   }

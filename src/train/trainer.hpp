@@ -27,7 +27,7 @@ struct RoleOptions {
   int ep = 1;
   optim::OptimOptions optim;
   base::ComputeType compute = base::ComputeType::f32;
-  base::WireType grad_comm = base::WireType::full;
+  optim::GradientWire grad_wire;
   std::int64_t micro_batch = 0;  ///< sequences of one micro-batch of a replica; 0: global / dp
   bool frozen = false;           ///< forward passes only: no gradients, no optimizer state, nothing changes
 };
@@ -61,6 +61,13 @@ struct ObjectiveStep;
 using ObjectiveFactory = std::function<std::unique_ptr<Objective>(
     const model::Transformer& model, parallel::ParameterMap& parameters, const parallel::ProcessGrid& grid)>;
 
+/// What this rank asks of all ranks of its role. They agree by the reductions that open and close a step.
+struct StepRequests {
+  bool save = false;             ///< a checkpoint after this step (StepMetrics::save_requests)
+  std::function<bool()> stop{};  ///< whether to stop after this step; asked when it begins
+                                 ///< (StepMetrics::stop_requests) and when it ends (late_stop_requests)
+};
+
 class Trainer {
  public:
   /// Builds grid, model, objective (plain pretraining without a factory) and optimizer. Collective over
@@ -74,9 +81,7 @@ class Trainer {
   /// One optimizer step over this replica's micro-batches (equal numbers on all replicas; a replica's list
   /// may hold batches with zero rows). Collective over the role. Throws NumericError after optim.max_skips
   /// consecutive skips.
-  /// `wants_save`: this rank asks all ranks to save after this step; StepMetrics::save_requests counts the
-  /// ranks that asked (agreed by the reduction that counts the labels).
-  StepMetrics step(const std::vector<data::Batch>& micro_batches, bool wants_save = false);
+  StepMetrics step(const std::vector<data::Batch>& micro_batches, const StepRequests& requests = {});
 
   const TrainerOptions& options() const;
   const model::Transformer& model() const;
@@ -97,16 +102,18 @@ class Trainer {
 
  private:
   struct Parts;
-  optim::UpdateResult update_parameters(StepMetrics& metrics, double labels, double seed);
+  optim::UpdateResult update_parameters(StepMetrics& metrics, double labels, double seed, bool trains);
   double run_schedule(const std::vector<data::Batch>& micro_batches, const model::ForwardContext& context,
                       double seed, StepTimes& times);
   struct StepCounts {
     std::int64_t labels = 0;
     std::int64_t save_requests = 0;
+    std::int64_t stop_requests = 0;
   };
-  StepCounts count_over_role(const std::vector<data::Batch>& micro_batches, bool wants_save) const;
+  StepCounts count_over_role(const std::vector<data::Batch>& micro_batches,
+                             const StepRequests& requests) const;
   bool is_first_of_replica() const;
-  void advance_state(const optim::UpdateResult& update, const StepSums& sums, double labels);
+  void advance_state(const optim::UpdateResult& update, const StepSums& sums, double labels, bool trains);
   void describe_state(StepMetrics& metrics) const;
   void stop_after_too_many_skips() const;
   std::unique_ptr<Parts> parts_;

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -10,6 +12,8 @@
 #include "infer/evaluator.hpp"
 #include "parallel/communicator.hpp"
 #include "train/job_checkpoints.hpp"
+#include "train/stop_request.hpp"
+#include "train/student_weights.hpp"
 #include "train/trainer.hpp"
 
 namespace athanor::train {
@@ -20,6 +24,7 @@ struct TrainingOptions {
   std::string program;      ///< name and version, for the checkpoints
   std::string config_text;  ///< resolved configuration, kept in every checkpoint
   std::string tokenizer;    ///< tokenizer model, copied into every checkpoint; empty: none
+  std::string signals;      ///< "live", or which recording a student learns from; empty: no distillation
   std::uint64_t seed = 0;
   RoleOptions role;
   std::vector<data::SourceSpec> train_sources;
@@ -33,9 +38,12 @@ struct TrainingOptions {
   std::int64_t eval_batches = 0;  ///< batches per domain; 0: all
   CheckpointOptions checkpoint;
   ResumeOptions resume;
-  std::string metrics_dir;          ///< empty: run_dir
-  std::string init;                 ///< checkpoint whose weights a fresh run starts from; empty: random ones
-  ObjectiveFactory make_objective;  ///< empty: plain pretraining
+  StopOptions stop;
+  std::string metrics_dir;  ///< empty: run_dir
+  std::string init;         ///< checkpoint whose weights a fresh run starts from; empty: random ones
+  std::optional<ShrinkOptions> shrink;  ///< `init` holds a larger model; none: the role's own
+  ObjectiveFactory make_objective;      ///< empty: plain pretraining
+  std::function<void(const StepMetrics&)> observe_step;  ///< called after each step on every rank
 };
 
 struct TrainingResult {
@@ -52,9 +60,14 @@ struct TrainingResult {
   std::vector<infer::DomainLoss> evaluation;  ///< at the end, one per domain; empty without valid_sources
   std::string checkpoint;                     ///< folder of the last one
   std::map<std::string, double> figures;      ///< of the objective: means over this job's steps
+  std::string stopped;  ///< on all ranks alike: why the job ended before its work was done; empty: it did not
 };
 
-/// Runs the job from its newest checkpoint (or the start) to the last step. Collective over `world` and over
+/// What manifests call a file by its content (the tokenizer): 16 hex digits.
+std::string file_hash(const std::string& path);
+
+/// Runs the job from its newest checkpoint (or the start) to the last step, or until a stop is asked for
+/// (StopRequest): then the step is finished and saved. Collective over `world` and over
 /// `role`, which is this rank's part of it. Writes <run_dir>/metrics.jsonl (one object a step and one an
 /// evaluation) and checkpoints. Throws CannotCreateError for a folder that cannot be written, DataError for
 /// token ids beyond the vocabulary, CheckpointError (see resume()), IoError for a save that failed for good,

@@ -112,7 +112,7 @@ TEST(DistillRoles, RefusesNamesAndPrefixesThatMeanNothing) {
 TEST(DistillRoles, OtherCommandsRefuseTheKeys) {
   expect_refused({"train", "--distill.alpha=0.5"}, {"--distill.alpha=0.5", "only distill"});
   expect_refused({"train", "--student.model.layers=2"}, {"train has no role student", "only teacher"});
-  expect_refused({"train", "--teacher.init=x"}, {"--teacher.init=x", "only distill"});
+  expect_refused({"train", "--teacher.frozen=true"}, {"--teacher.frozen=true", "only distill"});
   expect_refused({"distill", "--generate.top_k=2"}, {"distill does not use it"});
   expect_refused({"distill", "--moe.force_uniform=true"}, {"only bench step"});
 }

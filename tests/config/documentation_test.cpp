@@ -58,6 +58,7 @@ TEST(KeyTable, GenerationDefaultsAreThoseOfTheGenerator) {
   const GenerateSection config;
   const infer::GenerationOptions options;
   EXPECT_EQ(config.max_new_tokens, options.max_new_tokens);
+  EXPECT_EQ(config.min_new_tokens, options.min_new_tokens);
   EXPECT_EQ(config.top_k, options.sampler.top_k);
   EXPECT_EQ(config.top_p, options.sampler.top_p);
   EXPECT_EQ(config.temperature, options.sampler.temperature);

@@ -86,10 +86,18 @@ TEST(Validate, RefusesBatchesThatDoNotDivide) {
 }
 
 TEST(Validate, RefusesWhatThisVersionDoesNotDo) {
-  refused({"--precision.grad_comm=fp8"}, 1, {"precision.grad_comm=fp8", "not in version", "full"});
-  refused({"--precision.dispatch_comm=bf16"}, 1, {"precision.dispatch_comm=bf16", "not in version"});
-  refused({"--precision.combine_comm=bf16"}, 1, {"precision.combine_comm=bf16", "not in version"});
+  for (const char* wire : {"bf16", "fp8"}) {
+    const std::string grad = std::string("--precision.grad_comm=") + wire;
+    const std::string dispatch = std::string("--precision.dispatch_comm=") + wire;
+    EXPECT_NO_THROW(validate(with(good_train(), {grad, dispatch, "--precision.combine_comm=bf16"}), 1));
+    refused({grad, "--optim.zero=0"}, 1, {"precision.grad_comm=" + std::string(wire), "optim.zero=1"});
+    refused({grad, "--precision.compute=f64"}, 1, {"precision.grad_comm", "precision.compute=f64"});
+    refused({dispatch, "--precision.compute=f64"}, 1, {"precision.dispatch_comm", "precision.compute=f64"});
+  }
+  refused({"--precision.combine_comm=fp8"}, 1, {"precision.combine_comm=fp8", "full or bf16"});
   refused({"--precision.combine_comm=bf16", "--precision.compute=f64"}, 1, {"precision.compute=f64"});
+  refused({"--precision.combine_comm=bf16", "--precision.compute=fp16"}, 1, {"precision.compute=fp16"});
+  refused({"--precision.error_feedback=true"}, 1, {"precision.error_feedback=true", "precision.grad_comm"});
   refused({"--run.device=cuda"}, 1, {"run.device=cuda", "CPU", "run.device=cpu"});
 }
 

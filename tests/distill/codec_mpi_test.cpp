@@ -214,13 +214,27 @@ TEST(Codecs, RangesAreRefused) {
   EXPECT_NO_THROW(validate({.kind = PayloadKind::hidden, .top_k = 11}, 10));
 }
 
+TEST(SignalGapTest, PositionsAreOfTheSampleAlone) {
+  const at::Tensor samples = at::tensor({7, 8, 9, 7}, at::kLong);
+  const at::Tensor drawn = measured_positions(samples, 40, 5, 3);
+  EXPECT_TRUE(at::equal(drawn[0], drawn[3]));
+  EXPECT_FALSE(at::equal(drawn[0], drawn[1]));
+  EXPECT_TRUE(at::equal(measured_positions(samples.narrow(0, 1, 2), 40, 5, 3), drawn.narrow(0, 1, 2)));
+  EXPECT_FALSE(at::equal(measured_positions(samples, 40, 5, 4), drawn));
+  EXPECT_TRUE(drawn.diff(1, 1).gt(0).all().item<bool>());
+  EXPECT_TRUE(drawn.ge(0).logical_and(drawn.lt(40)).all().item<bool>());
+  EXPECT_TRUE(at::equal(measured_positions(samples, 6, 6, 3)[1], at::arange(6, at::kLong)));
+  EXPECT_EQ(num_measured(100, 0.01), 1);
+  EXPECT_EQ(num_measured(101, 0.01), 2);
+  EXPECT_EQ(num_measured(3, 1e-9), 1);
+}
+
 TEST(SignalGapTest, MeasuresWhatAPayloadLosesOnTheSameTokensEverywhere) {
   const parallel::Communicator& tp = tests::world();
   const at::Tensor teacher = random_tensor({30, 25}, 1) * 2, student = random_tensor({30, 25}, 2);
-  const at::Tensor measured = measured_tokens(tests::places_of(30), 0.5, 3);
-  EXPECT_GT(measured.sum().item<std::int64_t>(), 5);
-  EXPECT_LT(measured.sum().item<std::int64_t>(), 25);
-  const at::Tensor rows = at::nonzero(measured).squeeze(1);
+  const at::Tensor rows =
+      measured_positions(at::arange(3, at::kLong), 10, num_measured(10, 0.31), 3).flatten() +
+      at::tensor({0, 10, 20}, at::kLong).repeat_interleave(4);
   const at::Tensor u = teacher.index_select(0, rows), z = student.index_select(0, rows);
   const std::int64_t first = tests::first_id(25, tp);
   const auto gap = [&](PayloadKind kind, std::int64_t k) {

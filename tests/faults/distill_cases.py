@@ -134,6 +134,52 @@ class DistillCases(unittest.TestCase):
                 self.assertEqual(self.curve(run, "teacher"), self.curve(reference, "teacher"))
                 self.expect_same_state(run, reference)
 
+    def test_gates_and_early_stopping_survive_a_kill(self):
+        """Held-out samples, both gates, the balancer and a student that has stopped early: bit for bit."""
+        options = {"teacher": 2, "student": 2, "checkpoint.every": 3, "checkpoint.async": "false",
+                   "distill.phases": "joint:1:0.5", "distill.temperature_step": 0, "distill.held_out": 0.3,
+                   "distill.difficulty_gate": "true", "distill.difficulty_full_until": 0.9,
+                   "distill.difficulty_zero_from": 1.2, "distill.maturity_gate": "true",
+                   "distill.balance_losses": "true", "distill.attention_layers": 1, "distill.patience": 1,
+                   "distill.min_improvement": 50, "train.eval_every": 2, "distill.gap_every": 3}
+        figures = ("loss", "grad_norm", "lr", "kd_loss", "held_out_loss", "held_out_kd_loss", "alpha_gate",
+                   "maturity_gate", "hidden_factor", "attention_factor", "stopped_early", "gap")
+        reference, done = self.run_well("gates", **options)
+        curve = [dict(zip(figures, line)) for line in self.curve(reference, figures=figures)]
+        self.assertEqual([line["stopped_early"] for line in curve], [0] * 4 + [1] * 6)
+        self.assertEqual([line["lr"] > 0 for line in curve], [True] * 4 + [False] * 6)
+        self.assertEqual([line["gap"] is not None for line in curve], [step % 3 == 0 for step in range(1, 11)])
+        self.assertGreater(curve[2]["gap"], 0)  # top-k drops most of the divergence at T = 5
+        self.assertLess(curve[3]["alpha_gate"], curve[3]["maturity_gate"] + 1e-12)
+        self.assertNotEqual(curve[1]["hidden_factor"], 1)
+        self.assertIn("stopped early after step 4", done.err)
+        for name, nth in (("gates-before", 5), ("gates-after", 8)):
+            with self.subTest(name=name):
+                _, done = self.distill(name, fault=f"train.step:1:{nth}:kill", **options)
+                self.assertNotEqual(done.code, 0)
+                run, done = self.run_well(name, **options)
+                self.assertEqual(done.json()["student"]["first_step"], (nth - 1) // 3 * 3)
+                self.assertEqual(self.curve(run, figures=figures), self.curve(reference, figures=figures))
+                self.expect_same_state(run, reference)
+
+    def test_what_moves_the_losses_does_not_depend_on_the_layout(self):
+        """Held-out samples, gates, the balancer and the codec's gap in f64, on other layouts of both sides."""
+        options = {"precision.compute": "f64", "distill.phases": "joint", "distill.attention_layers": 1,
+                   "distill.attention_loss": "mse", "train.steps": 4, "distill.held_out": 0.3,
+                   "distill.difficulty_gate": "true", "distill.balance_losses": "true", "distill.gap_every": 2,
+                   "distill.gap_fraction": 0.2}
+        figures = ("loss", "grad_norm", "kd_loss", "held_out_loss", "held_out_kd_loss", "alpha_gate", "hidden_factor",
+                   "attention_factor", "gap", "gap_payload_kl", "gap_full_kl")
+        for codec in ("topk", "sampled"):
+            reference, _ = self.run_well(f"moved-one-{codec}", **options, **{"distill.codec": codec})
+            for name, layout in (("a", {"teacher": 2, "student": 3, "teacher.parallel.tp": 2}),
+                                 ("b", {"teacher": 3, "student": 2, "student.parallel.tp": 2,
+                                        "student.batch.micro": 4})):
+                with self.subTest(codec=codec, layout=name):
+                    run, _ = self.run_well(f"moved-{codec}-{name}", **options, **layout,
+                                           **{"distill.codec": codec})
+                    self.expect_close(self.curve(run, figures=figures), self.curve(reference, figures=figures), 1e-8)
+
     def test_frozen_teacher_comes_back_after_a_kill(self):
         """A frozen teacher's weights come from teacher.init again; another one is refused."""
         source, _ = self.run_well("frozen-source")
@@ -150,6 +196,11 @@ class DistillCases(unittest.TestCase):
         self.assertGreater(done.json()["student"]["first_step"], 0)
         self.assertEqual(self.curve(run), self.curve(reference))
         self.expect_same_state(run, reference)
+        for words in (["evaluate", f"--checkpoint={run}", f"--data.valid={self.athanor.folder / 'data'}"],
+                      ["checkpoint", "export", f"--from={run}", f"--to={self.root / 'frozen-hf'}", "--format=hf"]):
+            done = self.athanor.run(*words, "--role=teacher")
+            self.assertEqual(done.code, 65, done.err)
+            self.assertIn("it was frozen", done.err)
 
     def test_equal_models_have_no_divergence(self):
         """Teacher = student, frozen: the divergence of every lossless payload is 0 at the first step."""

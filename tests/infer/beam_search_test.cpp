@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "infer/sampler.hpp"
@@ -109,6 +110,17 @@ TEST(BeamSearch, FindsTheBestTextWithAnEndToken) {
     EXPECT_EQ(found.tokens, best.tokens) << seed;
   }
   EXPECT_GT(ended, 0);
+}
+
+TEST(BeamSearch, DoesNotEndBeforeMinNewTokens) {
+  for (int seed = 0; seed < 8; ++seed) {
+    const PairModel model(4, seed);
+    GenerationOptions options = options_of(64, 0.0, 3);
+    options.min_new_tokens = 4;
+    const GenerationResult found = search(model, options, {1, 2}, 4);
+    EXPECT_EQ(found.tokens.size(), 4u) << seed;
+    EXPECT_EQ(std::count(found.tokens.begin(), found.tokens.end(), 3), 0) << seed;
+  }
 }
 
 TEST(BeamSearch, BeatsGreedyWhereTheFirstStepMisleads) {

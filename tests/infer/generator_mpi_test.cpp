@@ -5,6 +5,8 @@
 #include <ATen/core/grad_mode.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "base/error.hpp"
 #include "infer/layouts.hpp"
 #include "infer/token_batch.hpp"
@@ -163,6 +165,17 @@ TEST(Generator, StopsAtEndOfDocumentAndAtMaxSeq) {
   EXPECT_EQ(full[0].reason, FinishReason::max_seq);
   EXPECT_EQ(full[0].tokens.size(), 24u - 3u);
   EXPECT_EQ(free[0].reason, FinishReason::max_new_tokens);
+}
+
+TEST(Generator, DoesNotEndBeforeMinNewTokens) {
+  const auto requests = make_requests({3});
+  GenerationOptions options = greedy(5);
+  options.end_of_document = on_one_rank(tests::small_config(), requests, options)[0].tokens[0];
+  ASSERT_TRUE(on_one_rank(tests::small_config(), requests, options)[0].tokens.empty());
+  options.min_new_tokens = 3;
+  const Tokens tokens = on_one_rank(tests::small_config(), requests, options)[0].tokens;
+  EXPECT_GE(tokens.size(), 3u);
+  EXPECT_EQ(std::count(tokens.begin(), tokens.end(), options.end_of_document), 0);
 }
 
 TEST(Generator, TakesModelsInNarrowerTypes) {

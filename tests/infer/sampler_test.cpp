@@ -176,6 +176,8 @@ TEST(GenerationOptions, RefusesValuesOutOfRangeNamingTheOption) {
   EXPECT_NE(refused([](auto& o) { o.sampler.top_p = 1.5; }).find("generate.top_p"), std::string::npos);
   EXPECT_NE(refused([](auto& o) { o.sampler.repetition_penalty = 0; }).find("generate.repetition_penalty"),
             std::string::npos);
+  EXPECT_NE(refused([](auto& o) { o.min_new_tokens = 257; }).find("generate.min_new_tokens"),
+            std::string::npos);
   EXPECT_NE(refused([](auto& o) { o.max_new_tokens = 0; }).find("generate.max_new_tokens"),
             std::string::npos);
   EXPECT_NE(refused([](auto& o) { o.beams = 0; }).find("generate.beams"), std::string::npos);

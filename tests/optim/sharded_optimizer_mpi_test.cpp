@@ -30,7 +30,7 @@ struct Trainee {
         grid(parallel::ParallelDims{.dp = ranks}, athanor::tests::world()),
         model(tests::fake_parameters(ranks)),
         map(tests::make_map(model, rank, type)),
-        optimizer(options, base::WireType::full, map, grid) {}
+        optimizer(options, GradientWire{}, map, grid) {}
 
   void add_gradients(std::int64_t step, double scale = 1.0) {
     optimizer.begin_step();

@@ -83,7 +83,7 @@ double compare_with_plain(at::ScalarType type) {
   const ParameterMap map = make_parameters(type);
   const parallel::ProcessGrid grid;
   const OptimOptions options = test_options();
-  ShardedOptimizer optimizer(options, base::WireType::full, map, grid);
+  ShardedOptimizer optimizer(options, GradientWire{}, map, grid);
   tests::PlainAdamw plain;
   std::vector<std::vector<double>> expected;
   std::vector<tests::PlainAdamw::Moments> moments(map.all().size());
@@ -147,7 +147,7 @@ TEST(ShardedOptimizer, MatchesTorchAdamwAndClipGradNorm) {
   torch::optim::AdamW theirs(groups, torch::optim::AdamWOptions(1e-2));
 
   const parallel::ProcessGrid grid;
-  ShardedOptimizer ours(options, base::WireType::full, map, grid);
+  ShardedOptimizer ours(options, GradientWire{}, map, grid);
   for (std::int64_t step = 0; step < 20; ++step) {
     ours.begin_step();
     add_gradients(map, step);
@@ -175,7 +175,7 @@ TEST(ShardedOptimizer, KeepsValuesAndLeavesWhenItMovesThem) {
     needs_gradient.push_back(parameter->value.requires_grad());
   }
   const parallel::ProcessGrid grid;
-  ShardedOptimizer optimizer(OptimOptions{}, base::WireType::full, map, grid);
+  ShardedOptimizer optimizer(OptimOptions{}, GradientWire{}, map, grid);
   for (std::size_t i = 0; i < handles.size(); ++i) {
     const Parameter& parameter = *map.all()[i];
     EXPECT_TRUE(parameter.value.equal(values[i])) << parameter.name;
@@ -195,7 +195,7 @@ TEST(ShardedOptimizer, ParametersWithoutGradientOnlyDecay) {
   const ParameterMap map = make_parameters(at::kDouble);
   const parallel::ProcessGrid grid;
   OptimOptions options;
-  ShardedOptimizer optimizer(options, base::WireType::full, map, grid);
+  ShardedOptimizer optimizer(options, GradientWire{}, map, grid);
   optimizer.begin_step();
   add_gradients(map, 0);
   optimizer.begin_step();  // forgets them
@@ -212,7 +212,7 @@ TEST(ShardedOptimizer, NonFiniteGradientChangesNothing) {
   for (const double bad : {std::nan(""), std::numeric_limits<double>::infinity()}) {
     const ParameterMap map = make_parameters(at::kFloat);
     const parallel::ProcessGrid grid;
-    ShardedOptimizer optimizer(OptimOptions{}, base::WireType::full, map, grid);
+    ShardedOptimizer optimizer(OptimOptions{}, GradientWire{}, map, grid);
     optimizer.begin_step();
     add_gradients(map, 0);
     optimizer.step({.lr = 0.1, .gradient_scale = 1.0});
@@ -251,8 +251,8 @@ TEST(ShardedOptimizer, MastersKeepWhatSixteenBitsLose) {
       parameter->value.copy_(map.find(parameter->name)->value);
     }
     const parallel::ProcessGrid grid;
-    ShardedOptimizer optimizer(test_options(), base::WireType::full, map, grid);
-    ShardedOptimizer reference(test_options(), base::WireType::full, full, grid);
+    ShardedOptimizer optimizer(test_options(), GradientWire{}, map, grid);
+    ShardedOptimizer reference(test_options(), GradientWire{}, full, grid);
     for (std::int64_t step = 0; step < 10; ++step) {
       optimizer.begin_step();
       reference.begin_step();
@@ -274,18 +274,28 @@ TEST(ShardedOptimizer, MastersKeepWhatSixteenBitsLose) {
   }
 }
 
-TEST(ShardedOptimizer, RefusesOtherWireTypes) {
-  const ParameterMap map = make_parameters(at::kFloat);
+void expect_refused(const OptimOptions& options, const GradientWire& wire, at::ScalarType type,
+                    const std::string& option, const std::string& why) {
+  const ParameterMap map = make_parameters(type);
   const parallel::ProcessGrid grid;
-  for (const auto wire : {base::WireType::bf16, base::WireType::fp8}) {
-    try {
-      ShardedOptimizer optimizer(OptimOptions{}, wire, map, grid);
-      FAIL() << "not refused";
-    } catch (const base::ConfigError& error) {
-      EXPECT_NE(std::string(error.what()).find("precision.grad_comm"), std::string::npos);
-      EXPECT_NE(std::string(error.what()).find("full"), std::string::npos);
-    }
+  try {
+    ShardedOptimizer optimizer(options, wire, map, grid);
+    FAIL() << "not refused";
+  } catch (const base::ConfigError& error) {
+    EXPECT_NE(std::string(error.what()).find(option), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find(why), std::string::npos) << error.what();
   }
+}
+
+TEST(ShardedOptimizer, RefusesRoundedWiresWithoutShardsAndInF64) {
+  OptimOptions unsharded;
+  unsharded.zero = 0;
+  for (const auto wire : {base::WireType::bf16, base::WireType::fp8}) {
+    expect_refused(unsharded, {wire}, at::kFloat, "precision.grad_comm", "optim.zero=0");
+    expect_refused({}, {wire}, at::kDouble, "precision.grad_comm", "f64");
+  }
+  const GradientWire nothing_to_feed_back{.error_feedback = true};
+  expect_refused({}, nothing_to_feed_back, at::kFloat, "precision.error_feedback", "grad_comm=full");
 }
 
 }  // namespace

@@ -61,46 +61,64 @@ struct ReverseKl {
   }
 };
 
+/// Probabilities of a tile, and log(p/q).
 template <typename A>
 struct Probabilities {
-  A p;
-  A q;
-  A log_ratio;
+  A p[tile];
+  A q[tile];
+  A log_ratio[tile];
+
+  template <typename T>
+  ATHANOR_KERNEL_INLINE void fill(const T* z, const A* u, const DenseRow<A>& row, int n) {
+    exponentials(u, row.teacher_max, row.inverse_t, row.inverse_teacher_sum, n, p);
+    exponentials(z, row.student_max, row.inverse_t, row.inverse_sum, n, q);
+    const A inverse_t = row.inverse_t, difference = row.lse_difference;
+    for (int i = 0; i < n; ++i) {
+      log_ratio[i] = (u[i] - A(load(z[i]))) * inverse_t - difference;
+    }
+  }
 };
 
-template <typename A>
-ATHANOR_KERNEL_INLINE Probabilities<A> probabilities(A z, A u, const DenseRow<A>& row) {
-  const A p = fast_exp((u - row.teacher_max) * row.inverse_t) * row.inverse_teacher_sum;
-  const A q = fast_exp((z - row.student_max) * row.inverse_t) * row.inverse_sum;
-  return {p, q, (u - z) * row.inverse_t - row.lse_difference};
-}
-
 struct Statistics {
-  template <bool unit_t, KdLoss loss, typename T, typename A>
-  ATHANOR_KERNEL_INLINE static void both(const T* z, const A* u, A inverse_t, std::int64_t n,
+  /// terms[i] = weight[i] (x[i] - y[i]) / t
+  template <typename X, typename Y, typename A>
+  ATHANOR_KERNEL_INLINE static void cross_terms(const A* weight, const X* x, const Y* y, A inverse_t, int n,
+                                                A* terms) {
+    for (int i = 0; i < n; ++i) {
+      const A term = weight[i] * ((A(load(x[i])) - A(load(y[i]))) * inverse_t);
+      terms[i] = weight[i] == A(0) ? A(0) : term;  // a padded column is -infinity on both sides
+    }
+  }
+
+  template <typename T, typename A>
+  ATHANOR_KERNEL_INLINE static void both(const T* z, const A* u, A inverse_t, std::int64_t n, KdLoss loss,
                                          DenseStatistics<A>& row) {
     row.teacher_max = kernels::cpu::row_maximum<A>(u, n);
     const A student_base = finite_base(row.student_max), teacher_base = finite_base(row.teacher_max);
+    const bool is_unit_t = inverse_t == A(1);
     LaneSum<A> sum_1, student, teacher, cross;
-    for_each_lane(n, [&](std::int64_t i, int j) ATHANOR_LANE_BODY {
-      const A zi = load(z[i]), ui = u[i];
-      const A es = fast_exp((zi - student_base) * inverse_t);
-      const A et = fast_exp((ui - teacher_base) * inverse_t);
-      student.lane[j] += es;
-      teacher.lane[j] += et;
-      if constexpr (!unit_t) {
-        sum_1.lane[j] += fast_exp(zi - student_base);
+    for_each_tile(n, [&](std::int64_t first, int count) ATHANOR_LANE_BODY {
+      const T* zt = z + first;
+      const A* ut = u + first;
+      A es[tile], et[tile], terms[tile];
+      exponentials(zt, student_base, inverse_t, A(1), count, es);
+      exponentials(ut, teacher_base, inverse_t, A(1), count, et);
+      add_lanes(student, es, count);
+      add_lanes(teacher, et, count);
+      if (loss == KdLoss::forward_kl) {
+        cross_terms(et, ut, zt, inverse_t, count, terms);
+        add_lanes(cross, terms, count);
+      } else if (loss == KdLoss::reverse_kl) {
+        cross_terms(es, zt, ut, inverse_t, count, terms);
+        add_lanes(cross, terms, count);
       }
-      if constexpr (loss == KdLoss::forward_kl) {
-        const A term = et * ((ui - zi) * inverse_t);
-        cross.lane[j] += et == A(0) ? A(0) : term;  // a padded column is -infinity on both sides
-      } else if constexpr (loss == KdLoss::reverse_kl) {
-        const A term = es * ((zi - ui) * inverse_t);
-        cross.lane[j] += es == A(0) ? A(0) : term;
+      if (!is_unit_t) {
+        exponentials(zt, student_base, A(1), A(1), count, terms);
+        add_lanes(sum_1, terms, count);
       }
     });
     row.student_sum = student.total();
-    row.student_sum_1 = unit_t ? row.student_sum : sum_1.total();
+    row.student_sum_1 = is_unit_t ? row.student_sum : sum_1.total();
     row.teacher_sum = teacher.total();
     row.cross = cross.total();
   }
@@ -129,22 +147,6 @@ struct Statistics {
     row.cross = sum.total();
   }
 
-  template <bool unit_t, typename T, typename A>
-  ATHANOR_KERNEL_INLINE static void with_teacher(const T* z, const A* u, A inverse_t, std::int64_t n,
-                                                 KdLoss loss, DenseStatistics<A>& row) {
-    switch (loss) {
-      case KdLoss::forward_kl:
-        return both<unit_t, KdLoss::forward_kl>(z, u, inverse_t, n, row);
-      case KdLoss::reverse_kl:
-        return both<unit_t, KdLoss::reverse_kl>(z, u, inverse_t, n, row);
-      case KdLoss::logit_mse:
-        student_only(z, n, row);
-        return squares(z, u, n, row);
-      default:
-        return both<unit_t, KdLoss::jsd>(z, u, inverse_t, n, row);
-    }
-  }
-
   template <typename T, typename A>
   ATHANOR_KERNEL_INLINE static void run(const T* student, const A* teacher, const std::int64_t* labels,
                                         const std::uint8_t* flags, const A* inverse_t, std::int64_t rows,
@@ -158,10 +160,11 @@ struct Statistics {
         row.target = labels[r] >= 0 && labels[r] < vocab ? A(load(z[labels[r]])) : A(0);
         if ((flags[r] & row_has_teacher) == 0) {
           student_only(z, vocab, row);
-        } else if (inverse_t[r] == A(1)) {
-          with_teacher<true>(z, teacher + r * vocab, inverse_t[r], vocab, loss, row);
+        } else if (loss == KdLoss::logit_mse) {
+          student_only(z, vocab, row);
+          squares(z, teacher + r * vocab, vocab, row);
         } else {
-          with_teacher<false>(z, teacher + r * vocab, inverse_t[r], vocab, loss, row);
+          both(z, teacher + r * vocab, inverse_t[r], vocab, loss, row);
         }
       }
       statistics[r] = row;
@@ -174,12 +177,17 @@ struct Sums {
   ATHANOR_KERNEL_INLINE static DivergenceSums<A> row_sums(const T* z, const A* u, const DenseRow<A>& row,
                                                           std::int64_t n, A parameter) {
     LaneSum<A> value, slope;
-    for_each_lane(n, [&](std::int64_t i, int j) ATHANOR_LANE_BODY {
-      const Probabilities<A> at = probabilities<A>(load(z[i]), u[i], row);
-      const Term<A> term = Divergence::template term<A>(at.p, at.q, at.log_ratio, parameter);
-      const A weighted = at.q * term.slope;
-      value.lane[j] += term.value;
-      slope.lane[j] += weighted;
+    for_each_tile(n, [&](std::int64_t first, int count) ATHANOR_LANE_BODY {
+      Probabilities<A> at;
+      A values[tile], slopes[tile];
+      at.fill(z + first, u + first, row, count);
+      for (int i = 0; i < count; ++i) {
+        const Term<A> term = Divergence::template term<A>(at.p[i], at.q[i], at.log_ratio[i], parameter);
+        values[i] = term.value;
+        slopes[i] = at.q[i] * term.slope;
+      }
+      add_lanes(value, values, count);
+      add_lanes(slope, slopes, count);
     });
     return {value.total(), slope.total()};
   }
@@ -205,69 +213,115 @@ struct Sums {
 };
 
 struct Backward {
-  /// d CE without the label's -1.
-  template <bool unit_t, typename A>
-  ATHANOR_KERNEL_INLINE static A label_part(A z, A q, const DenseRow<A>& row) {
-    if constexpr (unit_t) {
-      return row.ce * q;
+  /// d CE of a tile, without the label's -1.
+  template <typename T, typename A>
+  ATHANOR_KERNEL_INLINE static void label_part(const T* z, const DenseRow<A>& row, int n, A* result) {
+    exponentials(z, row.student_max, A(1), row.inverse_sum_1, n, result);
+    scale(result, row.ce, n, result);
+  }
+
+  /// The same where the student's probabilities q at the row's temperature are known.
+  template <typename T, typename A>
+  ATHANOR_KERNEL_INLINE static void label_part(const T* z, const A* q, const DenseRow<A>& row, int n,
+                                               A* result) {
+    if (row.inverse_t == A(1)) {
+      scale(q, row.ce, n, result);
     } else {
-      return row.ce * (fast_exp(z - row.student_max) * row.inverse_sum_1);
+      label_part(z, row, n, result);
     }
   }
 
-  template <bool unit_t, typename T, typename A>
+  template <typename A>
+  ATHANOR_KERNEL_INLINE static void scale(const A* x, A factor, int n, A* result) {
+    for (int i = 0; i < n; ++i) {
+      result[i] = x[i] * factor;
+    }
+  }
+
+  template <typename T, typename A>
+  ATHANOR_KERNEL_INLINE static void add_and_store(const A* a, const A* b, int n, T* result) {
+    for (int i = 0; i < n; ++i) {
+      result[i] = store<T>(a[i] + b[i]);
+    }
+  }
+
+  template <typename T, typename A>
   ATHANOR_KERNEL_INLINE static void forward_kl(T* z, const A* u, const DenseRow<A>& row, std::int64_t n) {
-    for (std::int64_t i = 0; i < n; ++i) {
-      const A zi = load(z[i]);
-      const A p = fast_exp((u[i] - row.teacher_max) * row.inverse_t) * row.inverse_teacher_sum;
-      const A q = fast_exp((zi - row.student_max) * row.inverse_t) * row.inverse_sum;
-      z[i] = store<T>(label_part<unit_t>(zi, q, row) + row.kd * (q - p));
-    }
+    for_each_tile(n, [&](std::int64_t first, int count) ATHANOR_LANE_BODY {
+      A p[tile], q[tile], labels[tile];
+      exponentials(u + first, row.teacher_max, row.inverse_t, row.inverse_teacher_sum, count, p);
+      exponentials(z + first, row.student_max, row.inverse_t, row.inverse_sum, count, q);
+      label_part(z + first, q, row, count, labels);
+      const A weight = row.kd;
+      for (int i = 0; i < count; ++i) {
+        q[i] = weight * (q[i] - p[i]);
+      }
+      add_and_store(labels, q, count, z + first);
+    });
   }
 
-  template <bool unit_t, typename Divergence, typename T, typename A>
+  template <typename Divergence, typename T, typename A>
   ATHANOR_KERNEL_INLINE static void divergence(T* z, const A* u, const DenseRow<A>& row, std::int64_t n,
                                                A parameter) {
-    for (std::int64_t i = 0; i < n; ++i) {
-      const A zi = load(z[i]);
-      const Probabilities<A> at = probabilities<A>(zi, u[i], row);
-      const Term<A> term = Divergence::template term<A>(at.p, at.q, at.log_ratio, parameter);
-      const A slope = row.kd * at.q * (term.slope - row.mean_slope);
-      z[i] = store<T>(label_part<unit_t>(zi, at.q, row) + slope);
-    }
+    for_each_tile(n, [&](std::int64_t first, int count) ATHANOR_LANE_BODY {
+      Probabilities<A> at;
+      A labels[tile], slopes[tile];
+      at.fill(z + first, u + first, row, count);
+      label_part(z + first, at.q, row, count, labels);
+      const A weight = row.kd, mean_slope = row.mean_slope;
+      for (int i = 0; i < count; ++i) {
+        slopes[i] = Divergence::template term<A>(at.p[i], at.q[i], at.log_ratio[i], parameter).slope;
+      }
+      for (int i = 0; i < count; ++i) {
+        slopes[i] = weight * at.q[i] * (slopes[i] - mean_slope);
+      }
+      add_and_store(labels, slopes, count, z + first);
+    });
   }
 
   template <typename T, typename A>
   ATHANOR_KERNEL_INLINE static void squares(T* z, const A* u, const DenseRow<A>& row, std::int64_t n) {
     constexpr A lowest = std::numeric_limits<A>::lowest();
-    for (std::int64_t i = 0; i < n; ++i) {
-      const A zi = load(z[i]);
-      const A slope = row.kd * (zi - u[i]);
-      z[i] = store<T>(label_part<false>(zi, A(0), row) + (zi < lowest && u[i] < lowest ? A(0) : slope));
-    }
+    for_each_tile(n, [&](std::int64_t first, int count) ATHANOR_LANE_BODY {
+      const T* zt = z + first;
+      const A* ut = u + first;
+      A labels[tile], slopes[tile];
+      label_part(zt, row, count, labels);
+      const A weight = row.kd;
+      for (int i = 0; i < count; ++i) {
+        const A zi = load(zt[i]);
+        const A slope = weight * (zi - ut[i]);
+        slopes[i] = zi < lowest && ut[i] < lowest ? A(0) : slope;
+      }
+      add_and_store(labels, slopes, count, z + first);
+    });
   }
 
   template <typename T, typename A>
   ATHANOR_KERNEL_INLINE static void labels_only(T* z, const DenseRow<A>& row, std::int64_t n) {
-    for (std::int64_t i = 0; i < n; ++i) {
-      z[i] = store<T>(label_part<false>(A(load(z[i])), A(0), row));
-    }
+    for_each_tile(n, [&](std::int64_t first, int count) ATHANOR_LANE_BODY {
+      A labels[tile];
+      label_part(z + first, row, count, labels);
+      for (int i = 0; i < count; ++i) {
+        z[first + i] = store<T>(labels[i]);
+      }
+    });
   }
 
-  template <bool unit_t, typename T, typename A>
+  template <typename T, typename A>
   ATHANOR_KERNEL_INLINE static void with_teacher(T* z, const A* u, const DenseRow<A>& row, std::int64_t n,
                                                  KdLoss loss, A parameter) {
     switch (loss) {
       case KdLoss::forward_kl:
-        return forward_kl<unit_t>(z, u, row, n);
+        return forward_kl(z, u, row, n);
       case KdLoss::reverse_kl:
-        return divergence<unit_t, ReverseKl>(z, u, row, n, parameter);
+        return divergence<ReverseKl>(z, u, row, n, parameter);
       case KdLoss::skew_kl:
-        return divergence<unit_t, SkewKl>(z, u, row, n, parameter);
+        return divergence<SkewKl>(z, u, row, n, parameter);
       case KdLoss::skew_reverse_kl:
-        return divergence<unit_t, SkewReverseKl>(z, u, row, n, parameter);
+        return divergence<SkewReverseKl>(z, u, row, n, parameter);
       case KdLoss::jsd:
-        return divergence<unit_t, Jsd>(z, u, row, n, parameter);
+        return divergence<Jsd>(z, u, row, n, parameter);
       case KdLoss::logit_mse:
         return squares(z, u, row, n);
     }
@@ -280,7 +334,7 @@ struct Backward {
                                              A parameter, bool has_teacher) {
     A value[1] = {A(load(logit))};
     if (has_teacher) {
-      with_teacher<false>(value, u, row, 1, loss, parameter);
+      with_teacher(value, u, row, 1, loss, parameter);
     } else {
       labels_only(value, row, 1);
     }
@@ -299,10 +353,8 @@ struct Backward {
       const A* u = has_teacher ? teacher + r * vocab : nullptr;
       const bool here = has_label && labels[r] >= 0 && labels[r] < vocab;
       const T label_logit = here ? z[labels[r]] : T(0);
-      if (has_teacher && row.inverse_t == A(1)) {
-        with_teacher<true>(z, u, row, vocab, loss, parameter);
-      } else if (has_teacher) {
-        with_teacher<false>(z, u, row, vocab, loss, parameter);
+      if (has_teacher) {
+        with_teacher(z, u, row, vocab, loss, parameter);
       } else if (has_label) {
         labels_only(z, row, vocab);
       } else {

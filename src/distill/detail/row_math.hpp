@@ -31,6 +31,42 @@ ATHANOR_KERNEL_INLINE void for_each_lane(std::int64_t n, const Body& body) {
   }
 }
 
+/// Elements of a row that are worked on at one time: a loop over them for each quantity, through buffers on
+/// the stack. The compiler vectorises such small loops; a single one with several exponentials and selections
+/// it leaves scalar in some instantiations, which costs five times as much.
+inline constexpr int tile = 256;
+
+/// body(first, count) for each tile of [0, n); tiles begin at multiples of the lanes.
+template <typename Body>
+ATHANOR_KERNEL_INLINE void for_each_tile(std::int64_t n, const Body& body) {
+  for (std::int64_t first = 0; first < n; first += tile) {
+    body(first, static_cast<int>(n - first < tile ? n - first : tile));
+  }
+}
+
+/// sum += x[i] in lanes: the order of for_each_lane.
+template <typename A>
+ATHANOR_KERNEL_INLINE void add_lanes(LaneSum<A>& sum, const A* x, int n) {
+  constexpr int lanes = LaneSum<A>::width;
+  int i = 0;
+  for (; i + lanes <= n; i += lanes) {
+    for (int j = 0; j < lanes; ++j) {
+      sum.lane[j] += x[i + j];
+    }
+  }
+  for (int j = 0; i < n; ++i, ++j) {
+    sum.lane[j] += x[i];
+  }
+}
+
+/// result[i] = factor * e^((x[i] - base) * inverse_t)
+template <typename T, typename A>
+ATHANOR_KERNEL_INLINE void exponentials(const T* x, A base, A inverse_t, A factor, int n, A* result) {
+  for (int i = 0; i < n; ++i) {
+    result[i] = fast_exp((A(load(x[i])) - base) * inverse_t) * factor;
+  }
+}
+
 /// A maximum that may be subtracted: 0 in place of -infinity (then every e^(x - base) is 0, not NaN).
 template <typename A>
 ATHANOR_KERNEL_INLINE A finite_base(A maximum) {

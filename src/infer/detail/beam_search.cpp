@@ -23,6 +23,10 @@ std::vector<BeamSearch::Candidate> BeamSearch::best_candidates(const at::Tensor&
     const Beam& beam = running_[row];
     const std::vector<double> own = log_softmax(logits_row(logits_RV[static_cast<std::int64_t>(row)]));
     std::vector<double> scores = own;
+    if (options_.end_of_document >= 0 &&
+        static_cast<std::int64_t>(beam.tokens.size()) < options_.min_new_tokens) {
+      scores[static_cast<std::size_t>(options_.end_of_document)] = -std::numeric_limits<double>::infinity();
+    }
     std::vector<std::int64_t> history = prompt_;
     history.insert(history.end(), beam.tokens.begin(), beam.tokens.end());
     apply_repetition_penalty(scores, history, options_.sampler.repetition_penalty);

@@ -1,5 +1,7 @@
 #include "infer/detail/decoding.hpp"
 
+#include <limits>
+
 #include "base/error.hpp"
 #include "infer/detail/beam_search.hpp"
 #include "infer/sampler.hpp"
@@ -13,14 +15,18 @@ class SamplingDecoding final : public Decoding {
                    const LengthLimit& limit)
       : sampler_(options.sampler),
         end_of_document_(options.end_of_document),
+        min_new_tokens_(options.min_new_tokens),
         limit_(limit),
         history_(request.prompt) {
     result_.id = request.id;
   }
 
   std::vector<Continuation> advance(const at::Tensor& logits_RV) override {
-    const SampledToken next =
-        sampler_.sample(logits_row(logits_RV[0]), history_, result_.id, history_.size());
+    std::vector<double> logits_V = logits_row(logits_RV[0]);
+    if (end_of_document_ >= 0 && static_cast<std::int64_t>(result_.tokens.size()) < min_new_tokens_) {
+      logits_V[static_cast<std::size_t>(end_of_document_)] = -std::numeric_limits<double>::infinity();
+    }
+    const SampledToken next = sampler_.sample(logits_V, history_, result_.id, history_.size());
     result_.log_probability += next.log_probability;
     if (next.token == end_of_document_) {
       result_.reason = FinishReason::end_of_document;
@@ -40,6 +46,7 @@ class SamplingDecoding final : public Decoding {
  private:
   Sampler sampler_;
   std::int64_t end_of_document_ = -1;
+  std::int64_t min_new_tokens_ = 0;
   LengthLimit limit_;
   std::vector<std::int64_t> history_;  // prompt and generated tokens
   GenerationResult result_;

@@ -55,12 +55,13 @@ void update_range(const at::Tensor& master, const at::Tensor& exp_avg, const at:
 }  // namespace
 
 FlatGroup::FlatGroup(std::vector<std::shared_ptr<parallel::Parameter>> parameters,
-                     const parallel::Communicator& comm, const OptimOptions& options)
+                     const parallel::Communicator& comm, const OptimOptions& options,
+                     const GradientWire& wire)
     : comm_(&comm),
       parameters_(std::move(parameters)),
       zero_(options.zero == 1),
       layout_(numels(parameters_), comm.size(), options.bucket_elements),
-      reducer_(layout_, comm, accumulation_of(*parameters_.front()), purpose_of(*parameters_.front())) {
+      reducer_(layout_, comm, accumulation_of(*parameters_.front()), purpose_of(*parameters_.front()), wire) {
   const at::NoGradGuard no_grad;
   const at::ScalarType compute = parameters_.front()->value.scalar_type();
   values_ = at::zeros({layout_.total()}, compute);
@@ -99,11 +100,11 @@ void FlatGroup::reset_gradients() {
   }
 }
 
-void FlatGroup::reduce_gradients() {
+void FlatGroup::reduce_gradients(double gradient_scale) {
   for (const auto& parameter : parameters_) {
     parameter->grad.finish();
   }
-  reducer_.reduce_scatter();
+  reducer_.reduce_scatter(gradient_scale);
 }
 
 void FlatGroup::gather_gradients() {
@@ -167,8 +168,19 @@ void FlatGroup::append_state(const std::vector<FlatLayout::Range>& ranges,
   }
 }
 
+void FlatGroup::append_residuals(std::vector<ResidualState>& states) const {
+  if (!reducer_.residual().defined()) {
+    return;
+  }
+  for (const FlatLayout::Piece& piece : layout_.pieces(layout_.whole())) {
+    states.push_back({parameters_[piece.parameter], comm_->rank(), comm_->size(),
+                      reducer_.residual().narrow(0, piece.flat_first, piece.count)});
+  }
+}
+
 std::vector<std::unique_ptr<FlatGroup>> build_flat_groups(const std::vector<parallel::ReductionGroup>& groups,
-                                                          const OptimOptions& options) {
+                                                          const OptimOptions& options,
+                                                          const GradientWire& wire) {
   std::vector<std::unique_ptr<FlatGroup>> flat_groups;
   for (const parallel::ReductionGroup& group : groups) {
     for (const auto kind : {parallel::ParameterKind::dense, parallel::ParameterKind::expert}) {
@@ -180,7 +192,7 @@ std::vector<std::unique_ptr<FlatGroup>> build_flat_groups(const std::vector<para
           }
         }
         if (!members.empty()) {
-          flat_groups.push_back(std::make_unique<FlatGroup>(std::move(members), group.comm, options));
+          flat_groups.push_back(std::make_unique<FlatGroup>(std::move(members), group.comm, options, wire));
         }
       }
     }

@@ -31,14 +31,18 @@ class FlatGroup {
   /// Copies the parameters' values into flat storage, makes them views of it (still the same autograd leaves)
   /// and attaches their accumulators. All parameters share decay group and kind; `comm` must outlive this.
   FlatGroup(std::vector<std::shared_ptr<parallel::Parameter>> parameters, const parallel::Communicator& comm,
-            const OptimOptions& options);
+            const OptimOptions& options, const GradientWire& wire);
   FlatGroup(const FlatGroup&) = delete;
   FlatGroup& operator=(const FlatGroup&) = delete;
 
   /// Forgets the gradients.
   void reset_gradients();
   /// Finishes the accumulators and sums over the group. Collective over the group.
-  void reduce_gradients();
+  void reduce_gradients(double gradient_scale);
+  /// Ends a step's reduction (GradientReducer::finish_step).
+  void finish_reduction(bool skipped, double gradient_scale) {
+    reducer_.finish_step(skipped, gradient_scale);
+  }
   /// Adds the squares of the summed gradients of the elements this rank owns: every rank its own part, also
   /// when zero = 0 keeps the state of all of them.
   void add_squares(SquareSum& sum) const { sum.add(reducer_.shard()); }
@@ -55,6 +59,8 @@ class FlatGroup {
   void append_written_state(std::vector<OwnedState>& states) const {
     append_state(layout_.owned_by(comm_->rank()), states);
   }
+  /// Error feedback: one entry a parameter that has elements here; none without it.
+  void append_residuals(std::vector<ResidualState>& states) const;
 
  private:
   bool is_sharded() const { return zero_ && comm_->size() > 1; }
@@ -76,6 +82,7 @@ class FlatGroup {
 /// The role's parameters on this rank in flat groups, in one order on all ranks. The communicators are those
 /// of `groups`, which must outlive the result.
 std::vector<std::unique_ptr<FlatGroup>> build_flat_groups(const std::vector<parallel::ReductionGroup>& groups,
-                                                          const OptimOptions& options);
+                                                          const OptimOptions& options,
+                                                          const GradientWire& wire);
 
 }  // namespace athanor::optim::detail

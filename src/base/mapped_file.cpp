@@ -1,4 +1,4 @@
-#include "data/detail/mapped_file.hpp"
+#include "base/mapped_file.hpp"
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -11,7 +11,7 @@
 
 #include "base/error.hpp"
 
-namespace athanor::data::detail {
+namespace athanor::base {
 
 namespace {
 
@@ -31,16 +31,16 @@ MappedFile::MappedFile(const std::string& path) : path_(path) {
   const FileDescriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC)};
   if (file.value < 0) {
     if (errno == ENOENT || errno == ENOTDIR) {
-      throw base::MissingInputError("{} does not exist ({}) check the path", path, std::strerror(errno));
+      throw MissingInputError("{} does not exist ({}) check the path", path, std::strerror(errno));
     }
-    throw base::IoError("{} cannot be opened ({}) check its permissions", path, std::strerror(errno));
+    throw IoError("{} cannot be opened ({}) check its permissions", path, std::strerror(errno));
   }
   struct stat status {};
   if (::fstat(file.value, &status) != 0) {
-    throw base::IoError("{} cannot be examined ({}) check the file system", path, std::strerror(errno));
+    throw IoError("{} cannot be examined ({}) check the file system", path, std::strerror(errno));
   }
   if (!S_ISREG(status.st_mode)) {
-    throw base::DataError("{} is not a regular file (it is mapped into memory) give a plain file", path);
+    throw DataError("{} is not a regular file (it is mapped into memory) give a plain file", path);
   }
   size_ = static_cast<std::size_t>(status.st_size);
   if (size_ == 0) {
@@ -48,8 +48,8 @@ MappedFile::MappedFile(const std::string& path) : path_(path) {
   }
   void* mapped = ::mmap(nullptr, size_, PROT_READ, MAP_SHARED, file.value, 0);
   if (mapped == MAP_FAILED) {
-    throw base::IoError("{} cannot be mapped into memory ({}) check limits on address space", path,
-                        std::strerror(errno));
+    throw IoError("{} cannot be mapped into memory ({}) check limits on address space", path,
+                  std::strerror(errno));
   }
   data_ = static_cast<const std::byte*>(mapped);
 }
@@ -72,4 +72,14 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
   return *this;
 }
 
-}  // namespace athanor::data::detail
+void MappedFile::prefetch(std::int64_t first, std::int64_t count) const {
+  const std::int64_t page = ::sysconf(_SC_PAGESIZE);
+  const std::int64_t begin = first / page * page;
+  const std::int64_t end = first + count;
+  if (data_ != nullptr && begin >= 0 && end > begin && end <= static_cast<std::int64_t>(size_)) {
+    // A hint: without it the pages come when they are read.
+    ::madvise(const_cast<std::byte*>(data_) + begin, static_cast<std::size_t>(end - begin), MADV_WILLNEED);
+  }
+}
+
+}  // namespace athanor::base

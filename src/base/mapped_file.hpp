@@ -2,10 +2,11 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <span>
 #include <string>
 
-namespace athanor::data::detail {
+namespace athanor::base {
 
 /// Memory-maps a file for reading; move-only. An empty file maps to an empty span.
 class MappedFile {
@@ -18,6 +19,8 @@ class MappedFile {
 
   const std::string& path() const { return path_; }
   std::span<const std::byte> bytes() const { return {data_, size_}; }
+  /// Asks for bytes [first, first + count) to be read ahead.
+  void prefetch(std::int64_t first, std::int64_t count) const;
 
  private:
   std::string path_;
@@ -25,4 +28,4 @@ class MappedFile {
   std::size_t size_ = 0;
 };
 
-}  // namespace athanor::data::detail
+}  // namespace athanor::base
