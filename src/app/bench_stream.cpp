@@ -32,7 +32,8 @@ std::int64_t formula_payload_bytes(const config::RunConfig& config, const config
                                    const parallel::ParallelDims& dims) {
   const config::SignalBytes bytes = config::signal_bytes(config, student);
   const std::int64_t tokens = config.batch.global * config.batch.seq;
-  const std::int64_t copies = config.distill.codec.kind == distill::PayloadKind::full ? 1 : dims.tp;
+  const std::int64_t copies =
+      config::make_phases(config).front().codec.kind == distill::PayloadKind::full ? 1 : dims.tp;
   return tokens * (copies * bytes.payload + dims.tp * bytes.loss + bytes.hidden + bytes.attention) +
          dims.dp * bytes.head;
 }

@@ -25,6 +25,11 @@ void add_distill_keys(std::vector<Key>& keys) {
            "and attention), "
            "soft_label (labels and distribution) and joint (all; after feature_alignment with a tenth of the "
            "feature weights)."})
+      .add(
+          "phase_settings", RUN(distill.phase_settings),
+          {"What is different in some stages: a list of stage.key=value with keys of distill without their "
+           "prefix, such as soft_label.temperature=2,joint.codec=hidden; losses, weights, alpha, temperature "
+           "and codec can be set."})
       .add("alpha_schedule", RUN(distill.alpha.kind),
            {"How alpha goes from distill.alpha to distill.alpha_end over each stage; constant: it does not."})
       .add("alpha", RUN(distill.alpha.first),

@@ -6,17 +6,18 @@
 #include <array>
 #include <charconv>
 #include <cmath>
+#include <iterator>
 #include <limits>
 #include <optional>
 
 #include "base/error.hpp"
 #include "config/distill_gates.hpp"
 #include "config/ini.hpp"
+#include "config/phase_settings.hpp"
 #include "config/recording_plan.hpp"
 #include "config/search_plan.hpp"
 #include "config/value_text.hpp"
 #include "data/dataset.hpp"
-#include "distill/signal_gap.hpp"
 
 namespace athanor::config {
 namespace {
@@ -145,6 +146,38 @@ std::int64_t spread_period(const distill::TemperatureSchedule& schedule, std::in
   return std::max<std::int64_t>(1, static_cast<std::int64_t>(std::ceil(static_cast<double>(steps) / levels)));
 }
 
+// What the section says of a stage whose feature weights are shares of the usual mix.
+void settle_phase(Phase& phase, const DistillSection& section, std::int64_t run_steps) {
+  const distill::FeatureMix mix;
+  const auto weigh = [&](distill::WeightSchedule& term, const distill::WeightSchedule& schedule,
+                         double weight) {
+    const double base = term.base * weight;
+    term = schedule;
+    term.base = base;
+    term.period_steps = section.decay_period;
+  };
+  weigh(phase.hidden, section.hidden_schedule,
+        has_pairs(section.hidden_layers) ? section.hidden_weight / mix.hidden : 0.0);
+  weigh(phase.attention, section.attention_schedule,
+        has_pairs(section.attention_layers) ? section.attention_weight / mix.attention : 0.0);
+  phase.kd_loss = section.kd;
+  phase.hidden_loss = section.hidden.kind;
+  phase.attention_loss = section.attention_loss;
+  phase.alpha = section.alpha;
+  phase.temperature = section.temperature;
+  phase.codec = section.codec;
+  if (section.temperature.period_steps == 0) {
+    if (section.temperature.step_change > 0.0) {
+      throw ConfigError(
+          "distill.temperature_step={} (with distill.temperature_period=0 the steps are spread down to "
+          "distill.temperature_min) give a period, or a step of 0 or less",
+          section.temperature.step_change);
+    }
+    const auto steps = std::llround(phase.fraction * static_cast<double>(run_steps));
+    phase.temperature.period_steps = spread_period(section.temperature, steps);
+  }
+}
+
 void check_terms(const Phase& phase, const RunConfig& config) {
   if (phase.uses_kd() || phase.ce.base > 0.0 || phase.uses_hidden() || phase.uses_attention()) {
     return;
@@ -155,40 +188,6 @@ void check_terms(const Phase& phase, const RunConfig& config) {
       "to learn) choose layers, or other stages",
       config.distill.phases, phase.name, config.distill.hidden_layers, config.distill.hidden_weight,
       config.distill.attention_layers, config.distill.attention_weight);
-}
-
-std::int64_t type_bytes(base::ComputeType type) {
-  switch (type) {
-    case base::ComputeType::f32:
-      return 4;
-    case base::ComputeType::bf16:
-    case base::ComputeType::fp16:
-      return 2;
-    case base::ComputeType::f64:
-      return 8;
-  }
-  return 8;
-}
-
-std::int64_t payload_bytes(const RunConfig& config, std::int64_t full_bytes) {
-  const DistillSection& section = config.distill;
-  const RoleConfig& teacher = config.roles.front();
-  std::vector<double> in_use = section.temperature.in_use(0, train_domains(config));
-  distill::add_temperatures(in_use, record_temperatures(config));
-  const auto temperatures = static_cast<std::int64_t>(in_use.size());
-  switch (section.codec.kind) {
-    case distill::PayloadKind::none:
-      return 0;
-    case distill::PayloadKind::full:
-      return distill::full_bytes_per_token(teacher.model.vocab_size, type_bytes(teacher.precision.compute));
-    case distill::PayloadKind::hidden:
-      return teacher.model.hidden * type_bytes(teacher.precision.compute);
-    case distill::PayloadKind::topk:
-      return distill::topk_bytes_per_token(section.codec.top_k, temperatures, full_bytes);
-    case distill::PayloadKind::sampled:
-      return distill::sampled_bytes_per_token(section.codec.samples, temperatures, full_bytes);
-  }
-  throw base::InternalError("no such codec");
 }
 
 void check_precisions(const RunConfig& config) {
@@ -292,31 +291,16 @@ void check_domains(const RunConfig& config) {
 }  // namespace
 
 std::vector<Phase> make_phases(const RunConfig& config) {
-  const DistillSection& section = config.distill;
   const distill::FeatureMix mix;
   Phase base;
-  base.hidden = section.hidden_schedule;
-  base.attention = section.attention_schedule;
-  base.hidden.period_steps = base.attention.period_steps = section.decay_period;
   base.hidden.base = mix.hidden;
   base.attention.base = mix.attention;
-  base.kd_loss = section.kd;
-  base.hidden_loss = section.hidden.kind;
-  base.attention_loss = section.attention_loss;
-  base.alpha = section.alpha;
-  base.temperature = section.temperature;
-  base.codec = section.codec;
-  std::vector<Phase> phases = named_phases(section.phases, base);
+  std::vector<Phase> phases = named_phases(config.distill.phases, base);
+  std::vector<std::string> names;
+  std::ranges::transform(phases, std::back_inserter(names), &Phase::name);
+  check_phase_settings(config, names);
   for (Phase& phase : phases) {
-    const bool has_hidden = has_pairs(section.hidden_layers);
-    const bool has_attention = has_pairs(section.attention_layers);
-    phase.hidden.base = has_hidden ? phase.hidden.base / mix.hidden * section.hidden_weight : 0.0;
-    phase.attention.base =
-        has_attention ? phase.attention.base / mix.attention * section.attention_weight : 0.0;
-    if (section.temperature.period_steps == 0) {
-      const auto steps = std::llround(phase.fraction * static_cast<double>(config.train.steps));
-      phase.temperature.period_steps = spread_period(section.temperature, steps);
-    }
+    settle_phase(phase, section_of_stage(config, phase.name), config.train.steps);
     check_terms(phase, config);
   }
   // A vocabulary that is still to come from the tokenizer is checked when it is known.
@@ -343,68 +327,6 @@ std::vector<std::string> train_domains(const RunConfig& config) {
   return domains;
 }
 
-SignalBytes signal_bytes(const RunConfig& config, const RoleConfig& student) {
-  const DistillSection& section = config.distill;
-  const RoleConfig& teacher = config.roles.front();
-  const model::TransformerConfig& model = teacher.model;
-  const std::int64_t full_bytes = teacher.precision.compute == base::ComputeType::f64 ? 8 : 4;
-  const auto layers_of = [](std::vector<LayerPair> pairs) {  // a layer in two pairs travels once
-    std::sort(pairs.begin(), pairs.end(),
-              [](const LayerPair& a, const LayerPair& b) { return a.teacher_layer < b.teacher_layer; });
-    const auto end = std::unique(pairs.begin(), pairs.end(), [](const LayerPair& a, const LayerPair& b) {
-      return a.teacher_layer == b.teacher_layer;
-    });
-    return static_cast<std::int64_t>(end - pairs.begin());
-  };
-  SignalBytes bytes;
-  bytes.payload = payload_bytes(config, full_bytes);
-  bytes.hidden = layers_of(hidden_pairs(config, student)) *
-                 distill::state_bytes_per_token(model.hidden, section.hidden_wire, full_bytes);
-  bytes.attention =
-      layers_of(attention_pairs(config, student)) *
-      distill::attention_bytes_per_token(model.heads, model.kv_heads, model.resolved_head_dim(),
-                                         base::WireType::full, type_bytes(teacher.precision.compute));
-  bytes.loss = full_bytes;
-  if (section.gap_every > 0) {
-    bytes.gap = config.batch.global * distill::num_measured(config.batch.seq, section.gap_fraction) *
-                model.vocab_size * type_bytes(teacher.precision.compute);
-  }
-  if (section.codec.kind == distill::PayloadKind::hidden && !teacher.frozen) {
-    bytes.head = distill::head_bytes(model.vocab_size, model.hidden, type_bytes(teacher.precision.compute));
-  }
-  return bytes;
-}
-
-std::int64_t link_memory(const RunConfig& config, const RoleConfig& role,
-                         const parallel::ParallelDims& dims) {
-  if (!has_students(config.command)) {
-    return 0;
-  }
-  const auto share = [](std::int64_t total, std::int64_t parts) { return (total + parts - 1) / parts; };
-  const std::int64_t tokens = share(config.batch.global, dims.dp) * config.batch.seq;
-  if (role.kind == parallel::RoleKind::teacher) {
-    // Each rank sends its block of positions or columns.
-    std::int64_t sent = 0;
-    for (std::size_t i = 1; i < config.roles.size(); ++i) {
-      const SignalBytes bytes = signal_bytes(config, config.roles[i]);
-      sent += share(tokens * bytes.per_token(), dims.tp) + share(bytes.head + bytes.gap, dims.dp * dims.tp);
-    }
-    return config.distill.window * sent;
-  }
-  const SignalBytes bytes = signal_bytes(config, role);
-  const bool is_sliced = config.distill.codec.kind == distill::PayloadKind::full;
-  const std::int64_t received = tokens * share(bytes.payload, is_sliced ? dims.tp : 1) +
-                                share(tokens * (bytes.hidden + bytes.attention), dims.tp) +
-                                tokens * bytes.loss + share(bytes.head, dims.tp) +
-                                share(bytes.gap, dims.dp * dims.tp);
-  if (is_replay(config)) {
-    return received;
-  }
-  const std::int64_t replayed = config.command == Command::bench_stream ? 1 : 0;
-  // Packets of the window, and the step that is consumed.
-  return (config.distill.window + 1 + replayed) * received;
-}
-
 void validate_distill(const RunConfig& config) {
   ATHANOR_CHECK(config.roles.size() > 1, "a distill job has {} role", config.roles.size());
   validate_recording(config);
@@ -413,13 +335,6 @@ void validate_distill(const RunConfig& config) {
   check_freezing(config);
   check_layer_maps(config);
   check_domains(config);
-  const distill::TemperatureSchedule& temperature = config.distill.temperature;
-  if (temperature.step_change > 0.0 && temperature.period_steps == 0) {
-    throw ConfigError(
-        "distill.temperature_step={} (with distill.temperature_period=0 the steps are spread down to "
-        "distill.temperature_min) give a period, or a step of 0 or less",
-        temperature.step_change);
-  }
   check_stages(config);
   validate_gates(config);
   validate_search(config);

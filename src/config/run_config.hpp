@@ -97,6 +97,7 @@ struct DistillSection {
   std::string students;  ///< list of names; empty: one student, whose role is called student
   std::int64_t window = 2;
   std::string phases = "three_stage";        ///< a preset, or a list of kind:fraction
+  std::string phase_settings;                ///< a list of stage.key=value
   distill::AlphaSchedule alpha;              ///< alpha_schedule, alpha, alpha_end
   distill::TemperatureSchedule temperature;  ///< as written: a period of 0 spreads the steps over a phase
   distill::CodecOptions codec;               ///< codec, top_k, samples

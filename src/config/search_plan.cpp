@@ -7,6 +7,7 @@
 
 #include "base/error.hpp"
 #include "config/distill_plan.hpp"
+#include "config/phase_settings.hpp"
 #include "config/value_text.hpp"
 
 namespace athanor::config {
@@ -28,6 +29,13 @@ void check_temperature_counts(const RunConfig& config) {
         "domains) "
         "leave it out",
         to_text(config.distill.temperature.by_domain));
+  }
+  if (phase_settings_change(config, "temperature") || phase_settings_change(config, "temperature_step") ||
+      phase_settings_change(config, "loss")) {
+    throw ConfigError(
+        "distill.search=temperature (distill.phase_settings={} gives stages a temperature or a loss of their "
+        "own) leave those out",
+        config.distill.phase_settings);
   }
   const std::vector<distill::Phase> phases = make_phases(make_trial(config, 0));
   if (std::none_of(phases.begin(), phases.end(),

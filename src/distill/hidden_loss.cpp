@@ -148,16 +148,18 @@ HiddenTerm::HiddenTerm(const Options& options, parallel::ParameterMap& parameter
 }
 
 HiddenLoss HiddenTerm::loss(const std::vector<at::Tensor>& student, const std::vector<at::Tensor>& teacher,
-                            const at::Tensor& weight_n) const {
+                            const at::Tensor& weight_n, HiddenLossKind kind) const {
   ATHANOR_CHECK(!options_.pairs.empty() && student.size() == options_.pairs.size() &&
                     teacher.size() == options_.pairs.size(),
                 "{} pairs of layers were given {} states of the student and {} of the teacher",
                 options_.pairs.size(), student.size(), teacher.size());
+  HiddenOptions options = options_.loss;
+  options.kind = kind;
   HiddenLoss sum;
   for (std::size_t i = 0; i < options_.pairs.size(); ++i) {
     const nn::Weight projection =
         projections_[i] == nullptr ? nn::Weight{} : nn::read_weight(projections_[i]);
-    const HiddenLoss one = hidden_state_loss(student[i], teacher[i], weight_n, projection, options_.loss);
+    const HiddenLoss one = hidden_state_loss(student[i], teacher[i], weight_n, projection, options);
     const double weight = options_.pairs[i].weight;
     const at::Tensor objective = one.objective * weight, per_token = one.per_token_n * weight;
     sum.objective = i == 0 ? objective : sum.objective + objective;

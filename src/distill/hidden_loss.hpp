@@ -70,7 +70,7 @@ class HiddenTerm {
     std::vector<LayerPair> pairs;  ///< as checked_pairs() returns them
     std::int64_t student_width = 0;
     std::int64_t teacher_width = 0;
-    HiddenOptions loss;
+    HiddenOptions loss;  ///< the kind is given with each call
     /// Learned P per pair even between equal widths; otherwise only where widths differ.
     bool always_project = false;
   };
@@ -80,10 +80,10 @@ class HiddenTerm {
   HiddenTerm(const Options& options, parallel::ParameterMap& parameters);
 
   const std::vector<LayerPair>& pairs() const { return options_.pairs; }
-  /// Sum over pairs of pair weight * loss; states in the order of pairs(). per_token_n is the weighted sum
-  /// too.
+  /// Sum over pairs of pair weight * loss of that kind; states in the order of pairs(). per_token_n is the
+  /// weighted sum too.
   HiddenLoss loss(const std::vector<at::Tensor>& student, const std::vector<at::Tensor>& teacher,
-                  const at::Tensor& weight_n) const;
+                  const at::Tensor& weight_n, HiddenLossKind kind) const;
   /// nullptr: the identity.
   const std::shared_ptr<parallel::Parameter>& projection(std::size_t pair) const {
     return projections_[pair];

@@ -174,7 +174,8 @@ at::Tensor StudentTerms::hidden(StudentStep& step, const StudentRows& rows,
   const nn::SequenceSlice slice =
       nn::SequenceSlice::of(batch.tokens_BS.size(1), batch.real_seq, tp().rank(), tp().size());
   const at::Tensor weight_Bs = rows.learns_BS.narrow(1, slice.first, slice.count).to(accumulation());
-  const distill::HiddenLoss loss = hidden_->loss(capture.hidden_BsD, teacher_states(step, rows), weight_Bs);
+  const distill::HiddenLoss loss =
+      hidden_->loss(capture.hidden_BsD, teacher_states(step, rows), weight_Bs, step.phase().hidden_loss);
   step.sums[sum_hidden] += loss.per_token_n.sum().item<double>();  // every tp rank has tokens of its own
   return loss.objective * (step.settings.numbers.hidden * factor * step.mean_factor());
 }

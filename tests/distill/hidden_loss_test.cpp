@@ -155,14 +155,16 @@ TEST(HiddenTermTest, WeighsPairsAndTrainsItsProjections) {
   const std::vector<at::Tensor> s = {random_tensor({3, 5}, 1), random_tensor({3, 5}, 2)};
   const std::vector<at::Tensor> t = {random_tensor({3, 4}, 3), random_tensor({3, 4}, 4)};
   const at::Tensor weight = at::ones({3}, at::kDouble);
-  const HiddenLoss loss = term.loss(s, t, weight);
-  at::Tensor expected = at::zeros({3}, at::kDouble);
-  for (std::size_t i = 0; i < 2; ++i) {
-    const at::Tensor projected = at::mm(s[i], parameters.all()[i]->value.detach().t());
-    expected += options.pairs[i].weight * plain_loss(projected, t[i], HiddenLossKind::mse);
+  for (const HiddenLossKind kind : {HiddenLossKind::cosine, HiddenLossKind::mse}) {
+    const HiddenLoss loss = term.loss(s, t, weight, kind);
+    at::Tensor expected = at::zeros({3}, at::kDouble);
+    for (std::size_t i = 0; i < 2; ++i) {
+      const at::Tensor projected = at::mm(s[i], parameters.all()[i]->value.detach().t());
+      expected += options.pairs[i].weight * plain_loss(projected, t[i], kind);
+    }
+    expect_close(loss.per_token_n, expected, 1e-13, "per token");
   }
-  expect_close(loss.per_token_n, expected, 1e-13, "per token");
-  loss.objective.backward();
+  term.loss(s, t, weight, HiddenLossKind::mse).objective.backward();
   for (const auto& parameter : parameters.all()) {
     EXPECT_FALSE(parameter->grad.is_empty()) << parameter->name;
     EXPECT_GT(parameter->grad.buffer().abs().max().item<double>(), 0.0);

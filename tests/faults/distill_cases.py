@@ -240,6 +240,25 @@ class DistillCases(unittest.TestCase):
                 self.assertGreaterEqual(link_bytes, payload)
                 self.assertLessEqual(link_bytes, payload + 80 * 4)  # headers of the pieces
 
+    def test_stages_with_settings_of_their_own(self):
+        """Codec, loss and temperature change with the stage; a kill behind the change loses nothing."""
+        options = {"distill.phases": "soft_label:0.5,joint:0.5", "train.steps": 8, "checkpoint.every": 2,
+                   "checkpoint.async": "false", "distill.temperature": 3, "distill.temperature_step": 0,
+                   "distill.phase_settings": "soft_label.codec=topk,soft_label.top_k=4,joint.codec=hidden,"
+                                             "joint.temperature=1.5,joint.loss=reverse_kl,joint.hidden_loss=cosine"}
+        reference, _ = self.run_well("stages", **options)
+        lines = [json.loads(line) for line in (reference / "student" / "metrics.jsonl").read_text().splitlines()]
+        steps = [line for line in lines if "grad_norm" in line]
+        self.assertEqual([line["temperature"] for line in steps], [3] * 4 + [1.5] * 4)
+        self.assertEqual([line["phase"] for line in steps], ["soft_label"] * 4 + ["joint"] * 4)
+        self.assertEqual([line["hidden_loss"] > 0 for line in steps], [False] * 4 + [True] * 4)
+        self.assertGreater(steps[4]["link_bytes"], steps[3]["link_bytes"])
+        _, done = self.distill("stages-killed", fault="train.step:0:7:kill", **options)
+        self.assertNotEqual(done.code, 0)
+        run, _ = self.run_well("stages-killed", **options)
+        self.assertEqual(self.curve(run), self.curve(reference))
+        self.expect_same_state(run, reference)
+
     def test_roles_read_back_alone(self):
         """evaluate and generate of either role from one checkpoint, at other layouts."""
         run, _ = self.run_well("both")
