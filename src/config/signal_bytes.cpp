@@ -100,20 +100,20 @@ std::int64_t link_memory(const RunConfig& config, const RoleConfig& role,
   }
   const auto share = [](std::int64_t total, std::int64_t parts) { return (total + parts - 1) / parts; };
   const std::int64_t tokens = share(config.batch.global, dims.dp) * config.batch.seq;
+  const std::int64_t ranks = dims.num_ranks();
   if (role.kind == parallel::RoleKind::teacher) {
     // Each rank sends its block of positions or columns.
     std::int64_t sent = 0;
     for (std::size_t i = 1; i < config.roles.size(); ++i) {
       const SignalBytes bytes = signal_bytes(config, config.roles[i]);
-      sent += share(tokens * bytes.per_token(), dims.tp) + share(bytes.head + bytes.gap, dims.dp * dims.tp);
+      sent += share(tokens * bytes.per_token(), dims.tp) + share(bytes.head + bytes.gap, ranks);
     }
     return config.distill.window * sent;
   }
   const SignalBytes bytes = signal_bytes(config, role);
   const std::int64_t received = tokens * share(bytes.payload, payload_is_sliced(config) ? dims.tp : 1) +
                                 share(tokens * (bytes.hidden + bytes.attention), dims.tp) +
-                                tokens * bytes.loss + share(bytes.head, dims.tp) +
-                                share(bytes.gap, dims.dp * dims.tp);
+                                tokens * bytes.loss + share(bytes.head, dims.tp) + share(bytes.gap, ranks);
   if (is_replay(config)) {
     return received;
   }
