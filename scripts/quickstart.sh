@@ -107,8 +107,8 @@ evaluate() {
   fi
 }
 
-# A sample of the role's text, and its speed and memory while it generates: the tokens after the first one, by the
-# difference of two runs, because start and loading are in both.
+# A sample of the role's text, and its speed (reading the prompt included, start and loading not) and memory while it
+# generates.
 generate() {
   local role=$1
   if [[ ! -f $run/generation-$role.json ]]; then
@@ -118,13 +118,11 @@ import json
 import os
 import subprocess
 import sys
-import time
 
 run, role, prompt = sys.argv[1:]
 
 
 def generate(least, most, temperature):
-    start = time.monotonic()
     process = subprocess.Popen(
         ["build/athanor", "generate", f"--checkpoint={run}", f"--role={role}", f"--generate.prompt={prompt}",
          f"--generate.min_new_tokens={least}", f"--generate.max_new_tokens={most}",
@@ -133,16 +131,13 @@ def generate(least, most, temperature):
     _, status, usage = os.wait4(process.pid, 0)
     if status != 0:
         sys.exit(os.waitstatus_to_exitcode(status))
-    return time.monotonic() - start, usage.ru_maxrss * 1024, json.loads(output.splitlines()[-1])
+    return usage.ru_maxrss * 1024, json.loads(output.splitlines()[-1])
 
 
-text = generate(0, 80, 0.8)[2]["text"]
+text = generate(0, 80, 0.8)[1]["text"]
 long = [generate(200, 200, 1.5) for _ in range(3)]
-short = [generate(1, 1, 1.5) for _ in range(3)]
-seconds = min(run[0] for run in long) - min(run[0] for run in short)
-tokens = len(long[0][2]["tokens"]) - 1
-print(json.dumps({"text": text, "tokens_per_s": tokens / seconds if seconds > 0 else None,
-                  "peak_rss_bytes": max(run[1] for run in long)}))
+print(json.dumps({"text": text, "tokens_per_s": max(len(run[1]["tokens"]) / run[1]["seconds"] for run in long),
+                  "peak_rss_bytes": max(run[0] for run in long)}))
 PYTHON
     mv "$run/generation-$role.json.partial" "$run/generation-$role.json"
   fi

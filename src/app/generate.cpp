@@ -7,6 +7,7 @@
 #include "app/launch.hpp"
 #include "app/role_setup.hpp"
 #include "base/error.hpp"
+#include "base/stopwatch.hpp"
 #include "data/tokenizer.hpp"
 #include "parallel/run_agreed.hpp"
 
@@ -54,7 +55,9 @@ CommandResult run_generate(const config::RunConfig& config, const parallel::Comm
   const parallel::RoleSplit roles = split_roles(config, world);
   const LoadedModel loaded(config, roles.comm());
   const infer::Generator generator(loaded.model(), loaded.grid(), options);
+  const base::Stopwatch watch;
   const infer::GenerationResult generated = generator.generate({&request, 1}, &loaded.balance()).at(0);
+  const double seconds = watch.seconds();
 
   // Decoded with the prompt, so that white space between the two is right.
   std::vector<std::int32_t> ids(request.prompt.begin(), request.prompt.end());
@@ -66,6 +69,7 @@ CommandResult run_generate(const config::RunConfig& config, const parallel::Comm
                  {"text", text},
                  {"tokens", generated.tokens},
                  {"finish_reason", infer::to_string(generated.reason)}};
+  put_number(result.json, "seconds", seconds);
   put_number(result.json, "log_probability", generated.log_probability);
   if (config.generate.beams > 1) {
     put_number(result.json, "beam_score", generated.beam_score);
