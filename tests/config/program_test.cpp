@@ -199,6 +199,7 @@ TEST(Program, TokenizesTrainsEvaluatesAndGenerates) {
           scratch.path("run"));
   ASSERT_EQ(generated.exit_code, 0) << generated.err;
   EXPECT_TRUE(nlohmann::json::parse(generated.out).at("text").get<std::string>().starts_with("The"));
+  EXPECT_GT(nlohmann::json::parse(generated.out).at("seconds"), 0.0);
 
   const Outcome again = run(train);
   EXPECT_EQ(again.exit_code, 64) << again.err;  // ep=2 on one rank
