@@ -1,14 +1,19 @@
-# athanor_add_component(NAME [ATEN] [PUBLIC targets...] [PRIVATE targets...])
+# athanor_add_component(NAME [ATEN] [PUBLIC targets...] [PRIVATE targets...] [CUDA targets...])
 #
 # One static library per folder of src/: every .cpp below the folder belongs to it. ATEN links LibTorch and
-# shares the one precompiled header.
+# shares the one precompiled header. Sources in a cuda/ folder and *.cu files belong to a build with CUDA only, and see
+# the CUDA targets; sources in a without_cuda/ folder belong to the other builds.
 add_library(athanor_pch STATIC ${PROJECT_SOURCE_DIR}/cmake/pch/pch.cpp)
 target_link_libraries(athanor_pch PUBLIC athanor::flags LibTorch::cpu)
 target_precompile_headers(athanor_pch PRIVATE ${PROJECT_SOURCE_DIR}/cmake/pch/pch.hpp)
 
 function(athanor_add_component name)
-  cmake_parse_arguments(ARG "ATEN" "" "PUBLIC;PRIVATE" ${ARGN})
+  cmake_parse_arguments(ARG "ATEN" "" "PUBLIC;PRIVATE;CUDA" ${ARGN})
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/${name}/*.cpp)
+  if(ATHANOR_CUDA)
+    list(FILTER sources EXCLUDE REGEX "/without_cuda/")
+  endif()
+  list(FILTER sources EXCLUDE REGEX "/cuda/")
   if(NOT sources)  # headers only
     add_library(athanor_${name} INTERFACE)
     add_library(athanor::${name} ALIAS athanor_${name})
@@ -24,4 +29,27 @@ function(athanor_add_component name)
     target_link_libraries(athanor_${name} PUBLIC LibTorch::cpu)
     target_precompile_headers(athanor_${name} REUSE_FROM athanor_pch)
   endif()
+  if(ATHANOR_CUDA)
+    athanor_add_cuda_part(${name} LINK ${ARG_PUBLIC} ${ARG_PRIVATE} CUDA ${ARG_CUDA})
+  endif()
+endfunction()
+
+# The CUDA sources are compiled as a target of their own: all others keep the command lines of a build without CUDA,
+# so that ccache has their objects from there.
+function(athanor_add_cuda_part name)
+  cmake_parse_arguments(ARG "" "" "LINK;CUDA" ${ARGN})
+  set(folder ${CMAKE_CURRENT_SOURCE_DIR}/${name})
+  file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${folder}/*.cpp ${folder}/*.cu)
+  list(FILTER sources INCLUDE REGEX "/cuda/|\\.cu$")
+  if(NOT sources)
+    return()
+  endif()
+  add_library(athanor_${name}_cuda OBJECT ${sources})
+  target_include_directories(athanor_${name}_cuda PRIVATE ${PROJECT_SOURCE_DIR}/src)
+  target_link_libraries(athanor_${name}_cuda PRIVATE athanor::flags ${ARG_LINK} LibTorch::cpu ${ARG_CUDA})
+  target_compile_definitions(athanor_${name}_cuda PRIVATE ATHANOR_CUDA=1)
+  target_sources(athanor_${name} PRIVATE $<TARGET_OBJECTS:athanor_${name}_cuda>)
+  foreach(library IN LISTS ARG_CUDA)
+    target_link_libraries(athanor_${name} INTERFACE $<LINK_ONLY:${library}>)
+  endforeach()
 endfunction()

@@ -1,4 +1,4 @@
-# Finds LibTorch (CPU libraries) and defines LibTorch::cpu.
+# Finds LibTorch and defines LibTorch::cpu and, where this LibTorch has CUDA libraries, LibTorch::cuda.
 #
 # LIBTORCH_ROOT (CMake or environment variable) names a LibTorch folder: one with include/ and lib/, a Python
 # wheel's torch/ folder, or a folder that holds torch/. Default: the wheel that scripts/install_dependencies.sh
@@ -12,6 +12,8 @@ endif()
 find_path(LibTorch_INCLUDE_DIR ATen/ATen.h HINTS ${_libtorch_hints} PATH_SUFFIXES include NO_DEFAULT_PATH)
 find_library(LibTorch_CPU_LIBRARY torch_cpu HINTS ${_libtorch_hints} PATH_SUFFIXES lib NO_DEFAULT_PATH)
 find_library(LibTorch_C10_LIBRARY c10 HINTS ${_libtorch_hints} PATH_SUFFIXES lib NO_DEFAULT_PATH)
+find_library(LibTorch_C10_CUDA_LIBRARY c10_cuda HINTS ${_libtorch_hints} PATH_SUFFIXES lib NO_DEFAULT_PATH)
+find_library(LibTorch_CUDA_LIBRARY torch_cuda HINTS ${_libtorch_hints} PATH_SUFFIXES lib NO_DEFAULT_PATH)
 
 # The CUDA build of the wheel needs these two at load time, from a toolkit or from the small NVIDIA wheels.
 set(_libtorch_runtime_hints
@@ -45,4 +47,12 @@ if(LibTorch_FOUND AND NOT TARGET LibTorch::cpu)
   foreach(_dir IN LISTS _libtorch_rpath)
     target_link_options(LibTorch::cpu INTERFACE -Wl,-rpath,${_dir})
   endforeach()
+endif()
+
+# Only c10_cuda (streams, the caching allocator) is linked. libtorch_cuda, with its operators, is loaded at start by a
+# run that asks for a GPU: it needs cuDNN, cuSPARSELt, NVSHMEM, cuFile and a recent NCCL, without which a program that
+# is linked to it could not even say what is missing.
+if(LibTorch_FOUND AND LibTorch_C10_CUDA_LIBRARY AND LibTorch_CUDA_LIBRARY AND NOT TARGET LibTorch::cuda)
+  add_library(LibTorch::cuda INTERFACE IMPORTED)
+  target_link_libraries(LibTorch::cuda INTERFACE LibTorch::cpu ${LibTorch_C10_CUDA_LIBRARY})
 endif()

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Configures and builds one preset, and links build/athanor to its program.
-#   scripts/build.sh [release|test|debug|asan] [TARGET...]
+#   scripts/build.sh [release|test|cuda|debug|asan] [TARGET...]
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -8,8 +8,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 preset="${1:-release}"
 shift || true
 case "$preset" in
-  release | test | debug | asan) ;;
-  *) fail "unknown preset '$preset': release, test, debug and asan are known" 64 ;;
+  release | test | cuda | debug | asan) ;;
+  *) fail "unknown preset '$preset': release, test, cuda, debug and asan are known" 64 ;;
 esac
 
 cd "$root"

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs what Athanor needs on Debian (or Ubuntu); quick when all of it is there.
-#   scripts/install_dependencies.sh [--dev] [--no-system]
+#   scripts/install_dependencies.sh [--dev] [--cuda] [--no-system]
 #     --dev        also the tools of the checks: clang-format, clang-tidy, shellcheck, Slurm
+#     --cuda       also the NVIDIA libraries that LibTorch's CUDA part loads (about 3 GB; GPU machines only)
 #     --no-system  leave system packages alone (they are yours to provide), see to LibTorch only
 #
 # System packages come from apt, as root or through sudo. LibTorch comes from the torch wheel, unpacked into
@@ -24,21 +25,23 @@ system_packages=(
   dict-gcide # English prose for the quickstart's corpus
 )
 dev_packages=(
-  clang-format clang-tidy shellcheck
+  clang libclang-rt-dev clang-format clang-tidy shellcheck
   slurm-wlm munge iproute2 # tests/slurm starts a Slurm of its own
 )
 
 with_dev=no
+with_cuda=no
 with_system=yes
 for argument in "$@"; do
   case "$argument" in
     --dev) with_dev=yes ;;
+    --cuda) with_cuda=yes ;;
     --no-system) with_system=no ;;
     -h | --help)
-      sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+      sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
       exit 0
       ;;
-    *) fail "unknown argument '$argument' (--dev and --no-system are known): leave it out" 64 ;;
+    *) fail "unknown argument '$argument' (--dev, --cuda and --no-system are known): leave it out" 64 ;;
   esac
 done
 
@@ -152,6 +155,27 @@ install_cuda_runtime() {
 $cuda_major toolkit, or set LIBTORCH_ROOT" 69
 }
 
+# The wheel names the versions it was built with: cuBLAS and others of the toolkit, cuDNN, cuSPARSELt, NCCL, NVSHMEM.
+install_cuda_libraries() {
+  local wheels stamp="$libtorch/.cuda-installed"
+  mapfile -t wheels < <(sed -n -E 's/^Requires-Dist: ((nvidia-|cuda-toolkit)[^;]*).*/\1/p' \
+    "$libtorch/torch-$torch_version.dist-info/METADATA" | tr -d ' ')
+  [[ ${#wheels[@]} -gt 0 ]] ||
+    fail "the torch==$torch_version wheel names no NVIDIA libraries (a wheel without CUDA?): remove $libtorch and run \
+again" 69
+  if [[ -f "$stamp" && "$(<"$stamp")" == "${wheels[*]}" ]]; then
+    say "NVIDIA libraries: all there"
+    return
+  fi
+  ensure_pip
+  say "NVIDIA libraries: fetching ${wheels[*]} (about 3 GB)"
+  PIP_BREAK_SYSTEM_PACKAGES=1 PIP_ROOT_USER_ACTION=ignore \
+    python3 -m pip install --quiet --no-compile --no-cache-dir --upgrade --target "$libtorch" "${wheels[@]}" ||
+    fail "pip could not install ${wheels[*]} (its reason is above; 5 GB of free disk and a network are needed): \
+repair that and run again" 69
+  printf '%s\n' "${wheels[*]}" >"$stamp"
+}
+
 check_own_libtorch() {
   local folder
   for folder in "$LIBTORCH_ROOT" "$LIBTORCH_ROOT/torch"; do
@@ -178,5 +202,8 @@ else
   exec {lock}>"$deps/.lock"
   flock "$lock" # two runs at once: the second finds the work done
   install_libtorch
+  if [[ $with_cuda == yes ]]; then
+    install_cuda_libraries
+  fi
   install_cuda_runtime
 fi

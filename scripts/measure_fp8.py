@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Trains the same model with full and with rounded wires and prints the tables of docs/precision.md.
+"""Trains the same model with full and with rounded wires or storage and prints the tables of docs/precision.md.
 
     scripts/measure_fp8.py [--steps N] [--ranks 2,4,8] [--seeds 1] [--only "NAME;NAME"]
 
@@ -25,6 +25,8 @@ MODEL = {
 }
 GRADIENTS = {"precision.grad_comm": "fp8"}
 ROWS = {"precision.dispatch_comm": "fp8", "precision.combine_comm": "bf16"}
+ACTIVATIONS = {"precision.store_activations": "attention,ffn,experts,norm"}
+STORED = {**ACTIVATIONS, **GRADIENTS, "precision.store_gradients": "all"}
 FULL = "full"
 WIRES = {
     FULL: {},
@@ -34,6 +36,9 @@ WIRES = {
     "gradients bf16": {"precision.grad_comm": "bf16"},
     "dispatch e4m3, combine bf16": ROWS,
     "gradients and dispatch e4m3, combine bf16": {**GRADIENTS, **ROWS},
+    "activations stored in e4m3": ACTIVATIONS,
+    "activations stored in e5m2": {**ACTIVATIONS, "precision.fp8_format": "e5m2"},
+    "activations and gradients stored in e4m3": STORED,
 }
 PURPOSES = ["grad_dense", "grad_expert", "dispatch", "combine", "param_gather"]
 

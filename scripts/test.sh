@@ -1,12 +1,26 @@
 #!/usr/bin/env bash
 # Installs what is missing, builds, and runs every check: lint, unit and MPI tests, contracts, parity with the
-# reference implementation, sanitizers. Prints the time of each part beside its budget (minutes on 2 cores) and, as
-# the last line, how many tests passed and failed. Exits with 1 if any failed.
+# reference implementation, sanitizers, fuzzing, and the build with CUDA where there is a compiler for it. Prints the
+# time of each part beside its budget (minutes on 2 cores) and, as the last line, how many tests passed and failed.
+# Exits with 1 if any failed.
+#   scripts/test.sh [--full]
+#     --full  device code for compute capabilities 8.0, 9.0 and 10.0 instead of 9.0 alone
 set -uo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$root" || exit 70
 prepare_mpi
+
+architectures=90
+case "${1:-}" in
+  "") ;;
+  --full) architectures="80;90;100" ;;
+  -h | --help)
+    sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+    exit 0
+    ;;
+  *) fail "unknown argument '$1': --full is the only one" 64 ;;
+esac
 
 passed=0
 failed=0
@@ -90,6 +104,24 @@ sanitizer_tests() {
     run_ctest build/asan -L "$labels" -E 'np[68]$'
 }
 
+# Library, program and all tests with CUDA. No GPU is needed: what needs one is skipped, and says why.
+cuda_compile() {
+  if ! has nvcc && [[ ! -x /usr/local/cuda/bin/nvcc ]]; then
+    say "CUDA compile: skipped (there is no nvcc, neither in PATH nor in /usr/local/cuda/bin)"
+    skipped=$((skipped + 1))
+    return 0
+  fi
+  cmake --preset cuda -DCMAKE_CUDA_ARCHITECTURES="$architectures" &&
+    cmake --build --preset cuda -j "$(cores)"
+  local status=$?
+  count "CUDA compile" "$status"
+  [[ $status -eq 0 ]] || return 1
+  say "tests on a GPU: $(build/cuda/tests/device_gpu_tests | grep -m 1 -A 1 ': Skipped$' | tail -n 1)"
+  run_ctest build/cuda -L '^(device|gpu)$'
+  build/cuda/tests/app_tests --gtest_filter='RunDevice.*'
+  count "run.device with CUDA" $?
+}
+
 report() {
   printf '\n'
   printf '%s\n' "${table[@]}"
@@ -114,5 +146,8 @@ else
     count "parity" $?
   fi
   part "sanitizers" 5 sanitizer_tests
+  part "fuzzing" 4 scripts/fuzz.sh
+  count "fuzzing" $?
+  part "CUDA compile" 3 cuda_compile
 fi
 report

@@ -5,6 +5,7 @@
 
 #include <filesystem>
 
+#include "app/bench_figures.hpp"
 #include "app/commands.hpp"
 #include "app/role_setup.hpp"
 #include "base/error.hpp"
@@ -13,15 +14,26 @@
 namespace athanor::app {
 namespace {
 
-void put_spread(nlohmann::json& json, const std::string& name, const train::Spread& spread) {
-  put_number(json, name, spread.median);
-  put_number(json, name + "_min", spread.min);
-  put_number(json, name + "_max", spread.max);
+// The copy is the limit of what training stands still for; it hardly varies.
+train::Spread against(const train::Spread& spread, double limit) {
+  return {spread.median / limit, spread.min / limit, spread.max / limit};
+}
+
+std::vector<BenchFigure> figures_of(const train::BenchCheckpointResult& result) {
+  return {{"synchronous save, fsynced", "MB/s", result.save.median / 1e6, "raw write with fsync",
+           result.raw_write.median / 1e6, result.save_ratio},
+          {"load, cold, checksums verified", "MB/s", result.load.median / 1e6, "raw read, cold",
+           result.raw_read.median / 1e6, result.load_ratio},
+          {"asynchronous save: training stands still", "ms", result.stall_s.median * 1e3, "one memory copy",
+           result.copy_s.median * 1e3, against(result.stall_s, result.copy_s.median)},
+          {"step beside an asynchronous save", "ms", result.overlapped_step_s.median * 1e3,
+           "step without one", result.step_s.median * 1e3, result.slowdown}};
 }
 
 nlohmann::json to_json(const train::BenchCheckpointResult& result) {
   nlohmann::json json = {
       {"bytes", result.bytes}, {"disk_bytes", result.disk_bytes}, {"parameters", result.parameters}};
+  json["figures"] = to_json(figures_of(result));
   put_number(json, "bytes_per_parameter",
              static_cast<double>(result.disk_bytes) / static_cast<double>(result.parameters));
   put_spread(json, "raw_write_bytes_per_s", result.raw_write);
@@ -60,7 +72,8 @@ std::string to_text(const train::BenchCheckpointResult& result) {
   text += line("  one memory copy of the state", result.copy_s, 1e-3, "ms");
   text += line("step without a save", result.step_s, 1e-3, "ms");
   text += line("step beside a save", result.overlapped_step_s, 1e-3, "ms");
-  return text + line("  against one without", result.slowdown, 1.0, "");
+  text += line("  against one without", result.slowdown, 1.0, "");
+  return text + to_text(figures_of(result));
 }
 
 }  // namespace

@@ -3,15 +3,30 @@
 
 #include <fmt/format.h>
 
+#include "app/bench_figures.hpp"
 #include "app/commands.hpp"
 #include "app/role_setup.hpp"
+#include "checkpoint/catalog.hpp"
+#include "data/dataset.hpp"
 
 namespace athanor::app {
 namespace {
 
+std::vector<BenchFigure> figures_of(const train::BenchStepResult& result) {
+  return {{"training steps",
+           "tokens/s",
+           result.tokens_per_s,
+           "GEMM limit",
+           result.gemm_limit_tokens_per_s,
+           {result.ratio, result.ratio_min, result.ratio_max}}};
+}
+
 nlohmann::json to_json(const train::BenchStepResult& result) {
   nlohmann::json json = {{"peak_rss_bytes", result.peak_rss_bytes},
-                         {"bytes_sent_per_step", result.bytes_sent_per_step}};
+                         {"bytes_sent_per_step", result.bytes_sent_per_step},
+                         {"stored_numbers", result.stored_numbers},
+                         {"stored_bytes", result.stored_bytes}};
+  json["figures"] = to_json(figures_of(result));
   put_number(json, "tokens_per_s", result.tokens_per_s);
   put_number(json, "gemm_limit_tokens_per_s", result.gemm_limit_tokens_per_s);
   put_number(json, "ratio", result.ratio);
@@ -49,18 +64,42 @@ std::string to_text(const train::BenchStepResult& result) {
   for (const auto& [purpose, bytes] : result.bytes_sent_per_step) {
     text += fmt::format("sent a step, {}: {:.2f} MB\n", purpose, static_cast<double>(bytes) / 1e6);
   }
+  if (result.stored_numbers > 0) {
+    text += fmt::format(
+        "kept in FP8 by rank 0: {:.2f} MB ({:.3f} of fp16's)\n",
+        static_cast<double>(result.stored_bytes) / 1e6,
+        static_cast<double>(result.stored_bytes) / (2.0 * static_cast<double>(result.stored_numbers)));
+  }
   text += fmt::format("peak memory of a rank: {:.0f} MB\n", static_cast<double>(result.peak_rss_bytes) / 1e6);
-  return text +
-         fmt::format(
-             "{:.0f} tokens/s; the GEMM limit is {:.0f}; ratio {:.3f} ({:.3f} to {:.3f} over rounds)\n",
-             result.tokens_per_s, result.gemm_limit_tokens_per_s, result.ratio, result.ratio_min,
-             result.ratio_max);
+  return text + to_text(figures_of(result));
+}
+
+// The router's choices beside balanced ones.
+CommandResult compare_routing(const train::BenchStepOptions& options, const parallel::Communicator& role) {
+  const train::BenchRoutingResult result = train::bench_routing(
+      {options.trainer, options.model, options.warmup_steps, options.rounds, options.steps_per_round}, role);
+  nlohmann::json json = {{"expert_use_std", result.expert_use_std},
+                         {"largest_load", result.largest_load},
+                         {"peak_rss_bytes", result.peak_rss_bytes}};
+  put_spread(json, "model_s", result.model_s);
+  put_spread(json, "balanced_s", result.balanced_s);
+  put_spread(json, "ratio", result.ratio);
+  return {fmt::format("step by the router's choices {:.1f} ms, balanced {:.1f} ms, ratio {:.3f} ({:.3f} to "
+                      "{:.3f} over rounds); std of f/mu {:.3f}, most rows of a rank {:.3f} of the mean\n",
+                      result.model_s.median * 1e3, result.balanced_s.median * 1e3, result.ratio.median,
+                      result.ratio.min, result.ratio.max, result.expert_use_std, result.largest_load),
+          json};
 }
 
 }  // namespace
 
 CommandResult run_bench_step(const config::RunConfig& config, const parallel::Communicator& world) {
   train::BenchStepOptions options;
+  if (!config.roles[0].init.empty()) {
+    options.model.init = checkpoint::resolve_checkpoint(config.roles[0].init);
+  }
+  options.model.sources = data::parse_sources(config.data.train);
+  options.routing = config.bench.worst_routing ? train::BenchRouting::worst : train::BenchRouting::model;
   options.warmup_steps = config.bench.warmup_steps;
   options.rounds = config.bench.rounds;
   options.steps_per_round = config.bench.steps_per_round;
@@ -70,6 +109,9 @@ CommandResult run_bench_step(const config::RunConfig& config, const parallel::Co
   options.trainer.total_steps = options.warmup_steps + options.rounds * options.steps_per_round;
   options.trainer.seed = config.run.seed;
   const parallel::RoleSplit roles = split_roles(config, world);
+  if (config.bench.compare_balanced) {
+    return compare_routing(options, roles.comm());
+  }
   const train::BenchStepResult result = train::bench_step(options, roles.comm());
   return {to_text(result), to_json(result)};
 }

@@ -8,6 +8,7 @@
 #include <optional>
 #include <utility>
 
+#include "app/bench_figures.hpp"
 #include "app/commands.hpp"
 #include "app/distill_setup.hpp"
 #include "app/launch.hpp"
@@ -101,6 +102,21 @@ std::vector<Figure> figures_of(const train::BenchStreamResult& result) {
   };
 }
 
+// With a core for each rank nothing is faster than the slower role; on shared cores both cost their time.
+std::vector<BenchFigure> summary_of(const train::BenchStreamResult& result, const Cores& cores) {
+  using Round = train::StreamRound;
+  const auto tokens = static_cast<double>(result.tokens_per_step);
+  const auto limit_s = [&cores](const Round& round) {
+    return cores.are_shared() ? round.teacher_s + round.students_s
+                              : std::max(round.teacher_s, round.students_s);
+  };
+  return {{"teacher and students together", "tokens/s",
+           over_rounds(result, [&](const Round& round) { return tokens / round.pair_s; }).median,
+           cores.are_shared() ? "each alone, added" : "the slower alone",
+           over_rounds(result, [&](const Round& round) { return tokens / limit_s(round); }).median,
+           over_rounds(result, [&](const Round& round) { return limit_s(round) / round.pair_s; })}};
+}
+
 nlohmann::json to_json(const train::StepTimes& times) {
   return {{"forward_s", times.forward_s},     {"backward_s", times.backward_s},
           {"exchange_s", times.exchange_s},   {"reduce_s", times.reduce_s},
@@ -113,12 +129,9 @@ nlohmann::json to_json(const train::BenchStreamResult& result, const Cores& core
                          {"cores_of_machine", cores.cores},
                          {"cores_are_shared", cores.are_shared()},
                          {"tokens_per_step", result.tokens_per_step}};
+  json["figures"] = to_json(summary_of(result, cores));
   for (const Figure& figure : figures_of(result)) {
-    const train::Spread spread = over_rounds(result, figure.of);
-    const std::string key = figure.key;
-    put_number(json, key, spread.median);
-    put_number(json, key + "_min", spread.min);
-    put_number(json, key + "_max", spread.max);
+    put_spread(json, figure.key, over_rounds(result, figure.of));
   }
   const train::StreamBytes& bytes = result.bytes;
   json["link_bytes_per_step"] = {{"sent", bytes.sent},
@@ -201,7 +214,7 @@ std::string to_text(const train::BenchStreamResult& result, const Cores& cores) 
         "alone has all cores; the ratio to the sum, and processor time, say what is lost)\n",
         cores.ranks, cores.cores);
   }
-  return text;
+  return text + to_text(summary_of(result, cores));
 }
 
 }  // namespace

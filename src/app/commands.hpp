@@ -26,6 +26,9 @@ CommandResult run_generate(const config::RunConfig& config, const parallel::Comm
 CommandResult run_bench_step(const config::RunConfig& config, const parallel::Communicator& world);
 CommandResult run_bench_checkpoint(const config::RunConfig& config, const parallel::Communicator& world);
 CommandResult run_bench_stream(const config::RunConfig& config, const parallel::Communicator& world);
+CommandResult run_bench_collectives(const config::RunConfig& config, const parallel::Communicator& world);
+CommandResult run_bench_dispatch(const config::RunConfig& config, const parallel::Communicator& world);
+CommandResult run_bench_kernels(const config::RunConfig& config, const parallel::Communicator& world);
 CommandResult run_checkpoint_verify(const config::RunConfig& config, const parallel::Communicator& world);
 
 /// These work on one rank.

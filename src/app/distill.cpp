@@ -12,6 +12,7 @@
 #include "app/commands.hpp"
 #include "app/distill_search.hpp"
 #include "app/distill_setup.hpp"
+#include "app/job_watch.hpp"
 #include "app/pair_report.hpp"
 #include "app/recorded_teacher.hpp"
 #include "app/role_setup.hpp"
@@ -189,15 +190,21 @@ CommandResult run_distill(const config::RunConfig& config, const parallel::Commu
                              ? config.roles[role].name
                              : fmt::format("{} rank {}", config.roles[role].name, roles.comm().rank())});
   }
+  JobWatch watch(config, config.roles[role].name, world);
   train::PairFit fit(make_pair_fit_options(roles));
   if (is_search) {
-    return search_temperature(config, roles, world, [&](const config::RunConfig& trial, const auto& adjust) {
-      return train_role(trial, roles, world, fit, adjust);
-    });
+    CommandResult found =
+        search_temperature(config, roles, world, [&](const config::RunConfig& trial, const auto& adjust) {
+          return train_role(trial, roles, world, fit, adjust);
+        });
+    watch.finish(world);
+    return found;
   }
   const train::TrainingResult result = train_role(config, roles, world, fit, {});
   fit.finish();
-  return gather_results(config, roles, result, fit.figures(), world);
+  CommandResult gathered = gather_results(config, roles, result, fit.figures(), world);
+  watch.finish(world);
+  return gathered;
 }
 
 }  // namespace athanor::app

@@ -54,6 +54,7 @@ std::shared_ptr<train::SignalOptions> make_signal_options(const config::RunConfi
   }
   options->seed = config.run.seed;
   options->window = config.distill.window;
+  options->overlap_sends = config.distill.overlap_sends;
   options->deadline_s = config.distill.deadline_s;
   options->gap_every = config.distill.gap_every;
   options->gap_fraction = config.distill.gap_fraction;

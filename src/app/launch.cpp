@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -16,7 +17,9 @@
 #include "base/hash.hpp"
 #include "base/log.hpp"
 #include "config/command_line.hpp"
+#include "parallel/collectives/algorithm_table.hpp"
 #include "parallel/collectives/collectives.hpp"
+#include "parallel/run_agreed.hpp"
 
 namespace athanor::app {
 namespace {
@@ -25,6 +28,12 @@ int allowed_cores() {
   cpu_set_t set;
   CPU_ZERO(&set);
   return sched_getaffinity(0, sizeof(set), &set) == 0 ? std::max(CPU_COUNT(&set), 1) : 1;
+}
+
+std::vector<std::string> hosts_of_ranks(const parallel::Communicator& world) {
+  std::array<char, 256> name{};
+  gethostname(name.data(), name.size() - 1);
+  return parallel::all_gather_strings(name.data(), world);
 }
 
 }  // namespace
@@ -41,11 +50,15 @@ int machine_cores() {
 }
 
 int count_local_ranks(const parallel::Communicator& world) {
-  std::array<char, 256> name{};
-  gethostname(name.data(), name.size() - 1);
-  const std::string host(name.data());
-  const std::vector<std::string> hosts = parallel::all_gather_strings(host, world);
-  return static_cast<int>(std::count(hosts.begin(), hosts.end(), host));
+  const std::vector<std::string> hosts = hosts_of_ranks(world);
+  const std::string& own = hosts[static_cast<std::size_t>(world.rank())];
+  return static_cast<int>(std::count(hosts.begin(), hosts.end(), own));
+}
+
+int find_local_rank(const parallel::Communicator& world) {
+  const std::vector<std::string> hosts = hosts_of_ranks(world);
+  const auto own = hosts.begin() + world.rank();
+  return static_cast<int>(std::count(hosts.begin(), own, *own));
 }
 
 void share_cores(int local_ranks) {
@@ -76,8 +89,31 @@ void check_same_config(const std::string& ini, const parallel::Communicator& wor
       config::first_difference(texts[0], texts[rank]), rank);
 }
 
+void choose_collectives(const std::string& value, const parallel::Communicator& world) {
+  if (!parallel::is_algorithm_file(value)) {
+    parallel::algorithms_of(world) = parallel::AlgorithmTable(parallel::parse_algorithm_list(value));
+    return;
+  }
+  std::string text;
+  parallel::run_agreed(world, [&] {
+    if (world.rank() == 0) {
+      std::ifstream file(value);
+      text = {std::istreambuf_iterator<char>(file), {}};
+      if (!file) {
+        throw base::MissingInputError(
+            "parallel.collectives={} cannot be read (there is no such file) give a list such as "
+            "all_gather:ring, or a file that bench collectives wrote",
+            value);
+      }
+    }
+  });
+  text = parallel::broadcast_string(text, 0, world);
+  parallel::algorithms_of(world) = parallel::AlgorithmTable(parallel::parse_algorithm_file(text, value));
+}
+
 void print_error(const std::string& message) {
-  fmt::print(stderr, "athanor: error: {}\n", message);
+  const std::string line = fmt::format("athanor: error: {}\n", message);
+  std::fwrite(line.data(), 1, line.size(), stderr);  // fmt::print would throw where stderr is closed
 }
 
 }  // namespace athanor::app

@@ -13,8 +13,12 @@
 #include "app/commands.hpp"
 #include "app/launch.hpp"
 #include "app/pair_report.hpp"
+#include "app/plan_report.hpp"
 #include "app/recorded_teacher.hpp"
 #include "app/role_setup.hpp"
+#include "app/run_device.hpp"
+#include "app/tensor_allocator.hpp"
+#include "base/dropped_log_lines.hpp"
 #include "base/error.hpp"
 #include "base/log.hpp"
 #include "base/memory.hpp"
@@ -66,7 +70,7 @@ config::ParsedCommand parse(int argc, char** argv) {
 // The text of options that only print; nothing for those that work.
 std::optional<std::string> text_to_print(const config::ParsedCommand& parsed) {
   if (parsed.version) {
-    return fmt::format("athanor {}\n", config::version);
+    return fmt::format("athanor {}\n{}", config::version, version_of_cuda());
   }
   if (parsed.dump_docs) {
     return config::documentation();
@@ -111,23 +115,29 @@ void check(config::ParsedCommand& parsed, int world_size, int local_ranks) {
     }
   }
   config::validate(config, ranks);
-  if (config.command == Command::tokenize || config::converts_checkpoints(config.command)) {
+  if (!config::has_model(config.command)) {
     return;
   }
   if (config.command == Command::generate) {
     validate_generation(config);
   }
   const bool is_planned_elsewhere = ranks != world_size;
+  if (!is_planned_elsewhere) {
+    check_device(config, local_ranks);
+  }
   const std::vector<int> role_ranks = config::resolve_ranks(config, ranks);
   for (std::size_t i = 0; i < config.roles.size(); ++i) {
     resolve_vocabulary(config, config.roles[i]);
   }
-  for (std::size_t i = 0; i < config.roles.size() && !is_planned_elsewhere; ++i) {
+  const bool has_whole_model =  // not one layer's rows, or one kernel's data
+      config.command != Command::bench_dispatch && config.command != Command::bench_kernels;
+  const bool knows_memory = !is_planned_elsewhere || config.plan.memory_bytes > 0.0;
+  for (std::size_t i = 0; i < config.roles.size() && has_whole_model && knows_memory; ++i) {
     if (!config::runs(config, config.roles[i])) {
       continue;
     }
     const parallel::ParallelDims dims = config::resolve_dims(config.roles[i], role_ranks[i]);
-    config::check_memory(config::estimate_memory(config, config.roles[i], dims),
+    config::check_memory(config, config::plan_memory(config, config.roles[i], dims),
                          base::available_memory_bytes(), local_ranks);
   }
 }
@@ -135,7 +145,7 @@ void check(config::ParsedCommand& parsed, int world_size, int local_ranks) {
 CommandResult plan(const config::ParsedCommand& parsed, int world_size) {
   const config::RunConfig& config = parsed.config;
   CommandResult result{"", nlohmann::json::object()};
-  if (config.command == Command::tokenize || config::converts_checkpoints(config.command)) {
+  if (!config::has_model(config.command)) {
     result.text = fmt::format("{}: the options are in order\n", config::command_name(config.command));
     return result;
   }
@@ -147,15 +157,8 @@ CommandResult plan(const config::ParsedCommand& parsed, int world_size) {
       continue;
     }
     const parallel::ParallelDims dims = config::resolve_dims(role, role_ranks[i]);
-    const model::ParameterCount count = model::count_parameters(role.model);
     result.text += config::describe_plan(config, role, dims);
-    result.json[role.name] = {{"ranks", dims.num_ranks()},
-                              {"dp", dims.dp},
-                              {"tp", dims.tp},
-                              {"ep", dims.ep},
-                              {"parameters", count.total},
-                              {"active_parameters", count.active},
-                              {"rank_bytes", config::estimate_memory(config, role, dims).total()}};
+    result.json[role.name] = plan_of_role(config, role, dims);
   }
   if (config.command == Command::distill) {
     const CommandResult pair = describe_pair(config, role_ranks);
@@ -183,6 +186,12 @@ CommandResult run_command(const config::RunConfig& config, const parallel::Commu
       return run_bench_checkpoint(config, world);
     case Command::bench_stream:
       return run_bench_stream(config, world);
+    case Command::bench_collectives:
+      return run_bench_collectives(config, world);
+    case Command::bench_dispatch:
+      return run_bench_dispatch(config, world);
+    case Command::bench_kernels:
+      return run_bench_kernels(config, world);
     case Command::checkpoint_list:
       return run_checkpoint_list(config);
     case Command::checkpoint_verify:
@@ -205,13 +214,14 @@ void print_result(const CommandResult& result, bool as_json, int rank) {
   if (rank != 0) {
     return;
   }
-  if (as_json) {
-    // Text from a model may hold broken UTF-8: replaced rather than refused.
-    fmt::print("{}\n", result.json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
-  } else {
-    fmt::print("{}", result.text);
+  // Text from a model may hold broken UTF-8: replaced rather than refused.
+  const std::string text =
+      as_json ? result.json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n"
+              : result.text;
+  const bool is_written = std::fwrite(text.data(), 1, text.size(), stdout) == text.size();
+  if (std::fflush(stdout) != 0 || !is_written) {
+    base::log_warning("the results could not be written to stdout (it is closed, or its disk is full)");
   }
-  std::fflush(stdout);
 }
 
 // A rank that cannot go on ends the whole job. The others wait a little first: when all fail alike, rank 0
@@ -242,6 +252,7 @@ std::optional<int> prepare(int argc, char** argv, const parallel::Communicator& 
   const int local_ranks = count_local_ranks(world);
   parallel::run_agreed(world, [&] { check(parsed, world.size(), local_ranks); });
   check_same_config(config::to_ini(parsed.config), world);
+  choose_collectives(parsed.config.collectives, world);
   share_cores(local_ranks);
   if (parsed.dry_run) {
     CommandResult planned;
@@ -277,6 +288,10 @@ int run(int argc, char** argv) {
   try {
     const CommandResult result = run_command(parsed.config, world);
     print_result(result, parsed.json, world.rank());
+    if (base::dropped_log_lines() > 0) {
+      base::log_local(base::LogLevel::warning,
+                      fmt::format("{} log lines could not be written", base::dropped_log_lines()));
+    }
     return static_cast<int>(result.exit_code);
   } catch (const base::Error& error) {
     return fail(environment, world, static_cast<int>(error.exit_code()), error.what());
@@ -289,7 +304,9 @@ int run(int argc, char** argv) {
 }  // namespace athanor::app
 
 int main(int argc, char** argv) {
+  athanor::base::ignore_closed_pipes();
   athanor::base::keep_freed_memory();
+  athanor::app::reuse_tensor_memory();
   try {
     if (athanor::app::stops_on_signals(argc, argv)) {
       athanor::base::catch_stop_signals();

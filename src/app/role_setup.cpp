@@ -21,9 +21,11 @@ train::RoleOptions make_role_options(const config::RoleConfig& role) {
   options.ep = role.parallel.ep;
   options.optim = role.optim;
   options.compute = role.precision.compute;
-  options.grad_wire = {role.precision.grad_comm, role.precision.fp8_format, role.precision.error_feedback};
+  options.grad_wire = {role.precision.grad_comm, role.precision.fp8_format, role.precision.error_feedback,
+                       role.precision.store_gradients};
   options.model.moe.wire = {role.precision.dispatch_comm, role.precision.combine_comm,
                             role.precision.fp8_format};
+  options.model.storage = {role.precision.store_activations, role.precision.fp8_format};
   options.micro_batch = role.batch_micro;
   options.frozen = role.frozen;
   return options;

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <filesystem>
 #include <fstream>
@@ -83,6 +84,32 @@ train::CheckpointOptions make_checkpoint_options(const config::RunConfig& config
   return options;
 }
 
+train::GuardOptions make_guard_options(const config::GuardSection& guard) {
+  constexpr std::array actions = {std::pair(config::GuardAction::off, train::GuardAction::off),
+                                  std::pair(config::GuardAction::warn, train::GuardAction::warn),
+                                  std::pair(config::GuardAction::skip, train::GuardAction::skip),
+                                  std::pair(config::GuardAction::rollback, train::GuardAction::rollback)};
+  train::GuardOptions options;
+  for (const auto& [from, to] : actions) {
+    options.action = guard.action == from ? to : options.action;
+  }
+  options.window = guard.window;
+  options.loss_mads = guard.loss_mads;
+  options.norm_factor = guard.norm_factor;
+  options.min_steps = guard.min_steps;
+  options.max_trips = guard.max_trips;
+  options.hold_steps = guard.hold_steps;
+  options.max_rollbacks = guard.max_rollbacks;
+  options.skip_batches = guard.skip_batches;
+  options.replica_every = guard.replica_every;
+  return options;
+}
+
+train::MonitorOptions make_monitor_options(const config::MonitorSection& monitor) {
+  return {monitor.expert_use_std, monitor.loss_fluctuation, monitor.step_time_ratio, monitor.window,
+          monitor.repeat_every};
+}
+
 train::ResumeOptions make_resume_options(const config::RunConfig& config) {
   train::ResumeOptions options;
   options.mode = config.run.resume == "auto"    ? train::ResumeMode::automatic
@@ -154,11 +181,15 @@ train::TrainingOptions make_training_options(const config::RunConfig& config,
   options.steps = config.train.steps;
   options.log_every = config.train.log_every;
   options.eval_every = config.train.eval_every;
+  options.trace = {config.train.trace, config.train.trace_from};
   options.eval_batches = config.train.eval_batches;
   options.checkpoint = make_checkpoint_options(config);
   options.resume = make_resume_options(config);
   options.stop.end_time = config.run.end_time;
   options.stop.margin_s = config.run.stop_margin_s;
+  options.straggler_score = config.watchdog.straggler_score;
+  options.guard = make_guard_options(config.guard);
+  options.monitors = make_monitor_options(config.monitor);
   return options;
 }
 

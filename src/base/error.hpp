@@ -48,6 +48,7 @@ ATHANOR_DEFINE_ERROR(DataError, ExitCode::bad_data);        ///< a malformed or 
 ATHANOR_DEFINE_ERROR(CheckpointError, ExitCode::bad_data);  ///< no checkpoint can be loaded
 ATHANOR_DEFINE_ERROR(MissingInputError, ExitCode::missing_input);
 ATHANOR_DEFINE_ERROR(CommError, ExitCode::internal);      ///< an MPI or NCCL call failed
+ATHANOR_DEFINE_ERROR(DeviceError, ExitCode::internal);    ///< a CUDA or cuBLAS call failed
 ATHANOR_DEFINE_ERROR(NumericError, ExitCode::internal);   ///< non-finite numbers stop the run
 ATHANOR_DEFINE_ERROR(InternalError, ExitCode::internal);  ///< a broken invariant of ours
 ATHANOR_DEFINE_ERROR(CannotCreateError, ExitCode::cannot_create);

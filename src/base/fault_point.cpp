@@ -1,5 +1,6 @@
 #include "base/fault_point.hpp"
 
+#include <atomic>
 #include <charconv>
 #include <chrono>
 #include <csignal>
@@ -16,7 +17,7 @@
 namespace athanor::base {
 namespace {
 
-enum class FaultAction { kill, exit, throw_error, sleep };
+enum class FaultAction { kill, exit, throw_error, sleep, hang, stop, value };
 
 constexpr int any_rank = -1;
 
@@ -26,6 +27,7 @@ struct Fault {
   std::int64_t nth = 1;
   FaultAction action = FaultAction::kill;
   double seconds = 0.0;
+  double value = 0.0;
   std::int64_t passed = 0;  // times the point was passed
 };
 
@@ -42,7 +44,7 @@ FaultState& state() {
 [[noreturn]] void refuse(std::string_view text, const std::string& why) {
   throw ConfigError(
       "ATHANOR_FAULT has '{}' ({}) write point:rank:nth:action, action one of kill, exit, throw, "
-      "sleep=SECONDS",
+      "sleep=SECONDS, hang, stop, value=NUMBER",
       text, why);
 }
 
@@ -66,6 +68,16 @@ Number number_of(std::string_view text, std::string_view field, Number least, co
   return value;
 }
 
+// Any number, nan and inf too.
+double damage_of(std::string_view text, std::string_view field) {
+  double value = 0.0;
+  const auto [end, error] = std::from_chars(field.data(), field.data() + field.size(), value);
+  if (error != std::errc() || end != field.data() + field.size()) {
+    refuse(text, fmt::format("the value is '{}'", field));
+  }
+  return value;
+}
+
 Fault parse_fault(std::string_view text) {
   const auto fields = split(text, ':');
   if (fields.size() != 4 || fields[0].empty()) {
@@ -76,15 +88,23 @@ Fault parse_fault(std::string_view text) {
   fault.rank = fields[1] == "*" ? any_rank : number_of(text, fields[1], 0, "the rank");
   fault.nth = number_of(text, fields[2], std::int64_t{1}, "the passing");
   constexpr std::string_view sleep_prefix = "sleep=";
+  constexpr std::string_view value_prefix = "value=";
   if (fields[3] == "kill") {
     fault.action = FaultAction::kill;
   } else if (fields[3] == "exit") {
     fault.action = FaultAction::exit;
   } else if (fields[3] == "throw") {
     fault.action = FaultAction::throw_error;
+  } else if (fields[3] == "hang") {
+    fault.action = FaultAction::hang;
+  } else if (fields[3] == "stop") {
+    fault.action = FaultAction::stop;
   } else if (fields[3].starts_with(sleep_prefix)) {
     fault.action = FaultAction::sleep;
     fault.seconds = number_of(text, fields[3].substr(sleep_prefix.size()), 0.0, "the time");
+  } else if (fields[3].starts_with(value_prefix)) {
+    fault.action = FaultAction::value;
+    fault.value = damage_of(text, fields[3].substr(value_prefix.size()));
   } else {
     refuse(text, fmt::format("no action '{}'", fields[3]));
   }
@@ -126,9 +146,13 @@ std::optional<Fault> due_fault(std::string_view point, int rank) {
 }  // namespace
 
 void fault_point(std::string_view point, int rank) {
+  fault_value(point, rank);
+}
+
+std::optional<double> fault_value(std::string_view point, int rank) {
   const std::optional<Fault> fault = due_fault(point, rank);
   if (!fault) {
-    return;
+    return std::nullopt;
   }
   switch (fault->action) {
     case FaultAction::kill:
@@ -141,7 +165,17 @@ void fault_point(std::string_view point, int rank) {
     case FaultAction::sleep:
       std::this_thread::sleep_for(std::chrono::duration<double>(fault->seconds));
       break;
+    case FaultAction::hang:
+      for (std::atomic<bool> is_over = false; !is_over;) {  // busy, as a loop that never ends is
+      }
+      break;
+    case FaultAction::stop:
+      std::raise(SIGSTOP);
+      break;
+    case FaultAction::value:
+      return fault->value;
   }
+  return std::nullopt;
 }
 
 void read_fault_setting() {

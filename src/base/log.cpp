@@ -4,10 +4,16 @@
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 
+#include <atomic>
+#include <cstdio>
+
+#include "base/dropped_log_lines.hpp"
 #include "base/error.hpp"
 
 namespace athanor::base {
 namespace {
+
+std::atomic<std::int64_t> dropped_lines{0};
 
 struct LogState {
   LogOptions options;
@@ -27,6 +33,12 @@ std::shared_ptr<spdlog::logger> make_logger(const LogOptions& options) {
   auto logger = std::make_shared<spdlog::logger>("athanor", sinks.begin(), sinks.end());
   logger->set_pattern("%H:%M:%S %^%l%$ %v");
   logger->flush_on(spdlog::level::info);
+  logger->set_error_handler([](const std::string& reason) {
+    if (dropped_lines.fetch_add(1) == 0) {
+      std::fprintf(stderr, "athanor: a log line could not be written (%s); the work goes on\n",
+                   reason.c_str());
+    }
+  });
   return logger;
 }
 
@@ -56,6 +68,10 @@ void configure_log(const LogOptions& options) {
   auto logger = make_logger(options);
   logger->set_level(to_spdlog(options.level));
   state() = LogState{options, std::move(logger)};
+}
+
+std::int64_t dropped_log_lines() {
+  return dropped_lines;
 }
 
 void log_once(LogLevel level, const std::string& message) {

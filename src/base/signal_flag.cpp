@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <signal.h>
 
+#include <array>
 #include <atomic>
 #include <cerrno>
 
@@ -10,6 +11,8 @@
 
 namespace athanor::base {
 namespace {
+
+constexpr std::array kStopSignals{SIGUSR1, SIGUSR2, SIGTERM};
 
 // Written by the handler: nothing but a lock-free atomic may be touched there.
 std::atomic<int> noted{0};
@@ -27,11 +30,19 @@ void catch_stop_signals() {
   action.sa_handler = note_signal;
   action.sa_flags = SA_RESTART;
   sigemptyset(&action.sa_mask);
-  for (const int signal : {SIGUSR1, SIGUSR2, SIGTERM}) {
+  // A handler that interrupts another would note its signal first, though it came later.
+  for (const int signal : kStopSignals) {
+    sigaddset(&action.sa_mask, signal);
+  }
+  for (const int signal : kStopSignals) {
     if (sigaction(signal, &action, nullptr) != 0) {
       throw InternalError("{} cannot be caught (errno {})", signal_name(signal), errno);
     }
   }
+}
+
+void ignore_closed_pipes() {
+  signal(SIGPIPE, SIG_IGN);
 }
 
 int stop_signal() noexcept {

@@ -9,6 +9,10 @@ namespace athanor::base {
 /// nothing. System calls they interrupt are restarted. Call it before anything that starts threads.
 void catch_stop_signals();
 
+/// Writing to a pipe that nobody reads any more (`athanor ... | head`) is an error of that write from now on,
+/// not the end of the process.
+void ignore_closed_pipes();
+
 /// The first signal that was noted; 0: none. May be called from any thread.
 int stop_signal() noexcept;
 

@@ -19,10 +19,8 @@ namespace athanor::checkpoint {
 namespace {
 
 namespace fs = std::filesystem;
-using nlohmann::json;
 
 constexpr std::uintmax_t max_marker_bytes = 4096;
-constexpr int max_json_depth = 64;
 
 std::string read_small_file(const std::string& folder, const char* name) {
   const std::string path = folder + "/" + name;
@@ -45,22 +43,6 @@ std::string read_marker(const std::string& folder) {
   return bytes > max_marker_bytes ? std::string() : read_small_file(folder, detail::complete_file_name);
 }
 
-json parse_manifest(const std::string& folder, const std::string& text) {
-  // Deeply nested text would exhaust the stack when the value is copied.
-  const auto check_depth = [](int depth, json::parse_event_t /*event*/, json& /*value*/) {
-    if (depth > max_json_depth) {
-      throw base::CheckpointError("it is nested deeper than {} levels", max_json_depth);
-    }
-    return true;
-  };
-  try {
-    return json::parse(text, check_depth);
-  } catch (const json::exception& error) {
-    throw base::CheckpointError("{}: {} is not JSON ({}) use an older checkpoint", folder,
-                                detail::manifest_file_name, error.what());
-  }
-}
-
 Manifest load_manifest(const std::string& folder) {
   std::error_code error;
   if (!fs::is_directory(folder, error)) {
@@ -70,7 +52,7 @@ Manifest load_manifest(const std::string& folder) {
   const std::string text = read_small_file(folder, detail::manifest_file_name);
   detail::check_complete_marker(marker, text, folder);
   try {
-    return manifest_from_json(parse_manifest(folder, text));
+    return manifest_from_text(text);
   } catch (const base::CheckpointError& refusal) {
     throw base::CheckpointError("{}: {}", folder, refusal.what());
   }

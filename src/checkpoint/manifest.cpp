@@ -15,6 +15,7 @@ using nlohmann::json;
 namespace fields = detail::json_fields;
 
 constexpr int max_rank = std::numeric_limits<int>::max();
+constexpr int max_json_depth = 64;
 
 json slice_to_json(const StoredSlice& slice) {
   json checksums = json::array();
@@ -152,6 +153,23 @@ Manifest manifest_from_json(const json& value) {
   read_lists(value, manifest);
   detail::check_manifest(manifest);
   return manifest;
+}
+
+Manifest manifest_from_text(const std::string& text) {
+  // Deeply nested text would exhaust the stack when the value is copied.
+  const auto check_depth = [](int depth, json::parse_event_t /*event*/, json& /*value*/) {
+    if (depth > max_json_depth) {
+      throw base::CheckpointError(
+          "the manifest is nested deeper than {} levels (none is written so) use an older checkpoint",
+          max_json_depth);
+    }
+    return true;
+  };
+  try {
+    return manifest_from_json(json::parse(text, check_depth));
+  } catch (const json::exception& error) {
+    throw base::CheckpointError("the manifest is not JSON ({}) use an older checkpoint", error.what());
+  }
 }
 
 json slices_to_json(const std::vector<StoredSlice>& slices) {

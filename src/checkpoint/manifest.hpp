@@ -70,6 +70,8 @@ struct Manifest {
 nlohmann::json to_json(const Manifest& manifest);
 /// Throws CheckpointError naming what is missing or malformed; a newer version is refused by number.
 Manifest manifest_from_json(const nlohmann::json& json);
+/// As manifest_from_json, of the text of manifest.json, which may be anything.
+Manifest manifest_from_text(const std::string& text);
 /// The part of a manifest that one writing rank reports: its file and slices.
 nlohmann::json slices_to_json(const std::vector<StoredSlice>& slices);
 std::vector<StoredSlice> slices_from_json(const nlohmann::json& json);

@@ -17,16 +17,35 @@ namespace athanor::config {
 namespace {
 
 bool is_about_the_job(const Key& key) {
-  constexpr std::array<std::string_view, 18> names = {
-      "run.dir",        "run.resume",         "run.allow_mismatch",
-      "run.device",     "run.end_time",       "run.stop_margin_s",
-      "data.tokenizer", "data.train",         "data.valid",  // data: compared by content
-      "distill.source", "distill.record",     "distill.record_temperatures",
-      "distill.search", "distill.trials",     "distill.trial_steps",
-      "distill.window", "distill.deadline_s", "distill.students"};  // students: compared by role
+  constexpr std::array<std::string_view, 25> names = {"run.dir",
+                                                      "run.resume",
+                                                      "run.allow_mismatch",
+                                                      "run.device",
+                                                      "run.end_time",
+                                                      "run.stop_margin_s",
+                                                      "run.check_collectives",
+                                                      "run.check_deadline_s",
+                                                      "data.tokenizer",
+                                                      "data.train",
+                                                      "data.valid",  // data: compared by content
+                                                      "distill.source",
+                                                      "distill.record",
+                                                      "distill.record_temperatures",
+                                                      "distill.search",
+                                                      "distill.trials",
+                                                      "distill.trial_steps",
+                                                      "distill.window",
+                                                      "distill.deadline_s",
+                                                      "distill.students",  // students: compared by role
+                                                      "moe.dispatch_chunks",
+                                                      "distill.overlap_sends",
+                                                      "optim.overlap_reduce",
+                                                      "optim.overlap_gather",
+                                                      "parallel.collectives"};  // the same bits
   const std::string section = key.section();
   const bool is_option = section.empty() && key.name != "frozen";
-  return section == "train" || section == "checkpoint" || section == "bench" || is_option ||
+  return section == "train" || section == "checkpoint" || section == "monitor" || section == "plan" ||
+         section == "watchdog" || section == "bench" || is_option ||
          std::find(names.begin(), names.end(), key.name) != names.end();
 }
 

@@ -17,6 +17,9 @@ void add_distill_keys(std::vector<Key>& keys) {
            {"Steps that a teacher may be ahead of a student; both keep the signals of so many.", "steps",
             at_least(1)})
       .add(
+          "overlap_sends", RUN(distill.overlap_sends),
+          {"Signals travel while the teacher computes; false: it waits until they have left. The same bits."})
+      .add(
           "phases", RUN(distill.phases),
           {"Stages of the run: three_stage (feature_alignment:0.2,soft_label:0.5,joint:0.3), kl_hidden_task "
            "(the teacher's distribution 0.4, with hidden states 0.3, with labels 0.3), joint (one stage with "

@@ -1,9 +1,13 @@
-// Parameters and memory of a run, by arithmetic: for --dry-run and to refuse what cannot fit.
+// What a role takes and sends, by arithmetic: for --dry-run and to refuse what cannot fit.
 #pragma once
 
 #include <cstdint>
 #include <string>
 
+#include "config/plan/element_bytes.hpp"
+#include "config/plan/memory_plan.hpp"
+#include "config/plan/time_plan.hpp"
+#include "config/plan/traffic_plan.hpp"
 #include "config/run_config.hpp"
 #include "model/transformer_config.hpp"
 #include "parallel/process_grid.hpp"
@@ -21,30 +25,19 @@ struct RankParameters {
 RankParameters count_rank_parameters(const model::TransformerConfig& config,
                                      const parallel::ParallelDims& dims);
 
-/// Bytes on the fullest rank. Activations are an estimate, the rest is exact up to padding.
-struct MemoryEstimate {
-  std::int64_t parameters = 0;
-  std::int64_t gradients = 0;
-  std::int64_t optimizer = 0;  ///< master weights where they differ from the parameters, and two moments
-  std::int64_t activations = 0;
-  std::int64_t logits = 0;             ///< the chunk of logits that exists at one time
-  std::int64_t program = 130'000'000;  ///< program and libraries before the first tensor
-  std::int64_t link = 0;               ///< distill: the window of signals
-  std::int64_t total() const {
-    return parameters + gradients + optimizer + activations + logits + program + link;
-  }
-};
-/// Of a role of `config` on `dims`; gradients and optimizer state only for commands that train.
-/// `role.model.vocab_size` must be resolved.
-MemoryEstimate estimate_memory(const RunConfig& config, const RoleConfig& role,
-                               const parallel::ParallelDims& dims);
-
-/// Several lines for people: ranks and grid, parameters total and active, bytes per rank, and of a student
-/// what its signals take on the wire.
+/// Tables for people: ranks and grid, parameters total and active, memory of a rank by part, bytes of a step
+/// by purpose, the step's expected time where `plan.*` describes a machine, and of a student what its signals
+/// take on the wire.
 std::string describe_plan(const RunConfig& config, const RoleConfig& role,
                           const parallel::ParallelDims& dims);
 
-/// Throws ConfigError unless `estimate` fits `available_bytes` shared by `local_ranks` ranks of one machine.
-void check_memory(const MemoryEstimate& estimate, std::int64_t available_bytes, int local_ranks);
+/// Memory of a rank: plan.memory_bytes, or its share of the `available_bytes` of a machine with `local_ranks`
+/// ranks.
+std::int64_t rank_memory(const RunConfig& config, std::int64_t available_bytes, int local_ranks);
+
+/// Throws ConfigError unless `plan` fits rank_memory(): at even routing, and, in commands that train, when
+/// all tokens go to one rank. With plan.worst_case=warn the second is only said in the log.
+void check_memory(const RunConfig& config, const MemoryPlan& plan, std::int64_t available_bytes,
+                  int local_ranks);
 
 }  // namespace athanor::config

@@ -46,6 +46,17 @@ CommandText command_text(Command command) {
           "mpirun -np N athanor bench stream --config=configs/bench-distill.ini",
           "Times teacher and students together and, in the same run, each alone; counts the bytes between "
           "them."};
+    case Command::bench_collectives:
+      return {"mpirun -np N athanor bench collectives [--bench.table=FILE]",
+              "Times each algorithm of each collective against a memory copy of the bytes that must move."};
+    case Command::bench_dispatch:
+      return {"mpirun -np N athanor bench dispatch --config=configs/bench-s.ini",
+              "Times tokens to their experts and back, in each number format of the wire, against a memory "
+              "copy of as many bytes."};
+    case Command::bench_kernels:
+      return {"mpirun -np N athanor bench kernels --config=configs/bench-s.ini",
+              "Times each kernel at the run's shape against its plain reference and against the machine's "
+              "memory or product rate in the same run."};
     case Command::checkpoint_list:
       return {"athanor checkpoint list --from=RUN",
               "The checkpoints of a run: step, size, whole or not, why."};

@@ -24,6 +24,12 @@ std::string_view command_name(Command command) {
       return "bench checkpoint";
     case Command::bench_stream:
       return "bench stream";
+    case Command::bench_collectives:
+      return "bench collectives";
+    case Command::bench_dispatch:
+      return "bench dispatch";
+    case Command::bench_kernels:
+      return "bench kernels";
     case Command::checkpoint_list:
       return "checkpoint list";
     case Command::checkpoint_verify:
@@ -44,6 +50,11 @@ std::string_view command_name(Command command) {
 
 bool converts_checkpoints(Command command) {
   return command_name(command).starts_with("checkpoint ");
+}
+
+bool has_model(Command command) {
+  return command != Command::tokenize && command != Command::bench_collectives &&
+         !converts_checkpoints(command);
 }
 
 bool has_students(Command command) {

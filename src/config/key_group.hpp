@@ -66,6 +66,9 @@ class KeyGroup {
     } else if constexpr (std::is_same_v<Value, std::vector<moe::BalanceKind>>) {
       key.type = "none or list of";
       key.legal = legal_words<moe::BalanceKind>();
+    } else if constexpr (std::is_same_v<Value, std::vector<nn::ActivationClass>>) {
+      key.type = "none or list of";
+      key.legal = legal_words<nn::ActivationClass>();
     } else if constexpr (std::is_same_v<Value, std::map<std::string, double>>) {
       key.type = "list of name:number";
       key.legal = about.range.text();
@@ -89,5 +92,9 @@ class KeyGroup {
 
 /// The keys of `distill.*` (distill_keys.cpp), after those that are there.
 void add_distill_keys(std::vector<Key>& keys);
+void add_guard_keys(std::vector<Key>& keys);
+void add_watchdog_keys(std::vector<Key>& keys);
+void add_plan_keys(std::vector<Key>& keys);
+void add_tool_keys(std::vector<Key>& keys);
 
 }  // namespace athanor::config

@@ -1,5 +1,6 @@
 // The one table of keys: from it come the options, --help, --print-config, docs/configuration.md and the
 // suggestions for mistyped names. Defaults are those of the structs.
+#include "config/command_sets.hpp"
 #include "config/key.hpp"
 #include "config/key_group.hpp"
 
@@ -14,15 +15,6 @@ namespace {
   [](auto&, auto& role) -> auto& { \
     return role.expression;        \
   }
-
-const CommandSet uses_weights = commands({Command::evaluate, Command::generate});
-const CommandSet trains = commands({Command::train, Command::distill});
-const CommandSet builds_model =
-    trains | commands({Command::bench_step, Command::bench_checkpoint, Command::bench_stream});
-const CommandSet converts = commands(
-    {Command::checkpoint_list, Command::checkpoint_verify, Command::checkpoint_show, Command::checkpoint_diff,
-     Command::checkpoint_merge, Command::checkpoint_export, Command::checkpoint_import});
-const CommandSet runs_model = uses_weights | builds_model;
 
 void add_command_keys(std::vector<Key>& keys) {
   KeyGroup(keys, "", commands({Command::tokenize}))
@@ -63,12 +55,14 @@ void add_command_keys(std::vector<Key>& keys) {
             "plan for "
             "that many.",
             "ranks", at_least(0)});
-  KeyGroup(keys, "", trains)
+  KeyGroup(keys, "", trains | commands({Command::bench_step}))
       .per_role()
       .add("init", ROLE(init),
            {"Checkpoint folder, run, or checkpoints folder (its newest whole one) whose weights the role "
             "starts "
-            "from; empty: random weights."})
+            "from; empty: random weights."});
+  KeyGroup(keys, "", trains)
+      .per_role()
       .add(
           "init_mode", ROLE(init_mode),
           {"exact: init holds a model of the role's own shape; shrink: a larger one, out of which the role's "
@@ -103,10 +97,19 @@ void add_run_keys(std::vector<Key>& keys) {
            {"Time kept free before run.end_time, besides 1.5 times the longest of the last steps and the "
             "longest save.",
             "seconds", at_least(0)});
+  KeyGroup(keys, "run", trains)
+      .add("check_collectives", RUN(run.check_collectives),
+           {"Debug mode: before each collective its ranks compare operation, element type, counts, root and "
+            "call "
+            "site, so that a mismatch is an error that names both calls instead of a hang. Slow."})
+      .add("check_deadline_s", RUN(run.check_deadline_s),
+           {"With run.check_collectives: longest wait for a rank to come to a collective; 0: for ever.",
+            "seconds", at_least(0)});
   KeyGroup(keys, "run", builds_model)
       .add("seed", RUN(run.seed),
            {"Seed of every random number: initial weights, order of the data, dropout."});
-  KeyGroup(keys, "run", runs_model).add("device", RUN(run.device), {"Where to compute."});
+  KeyGroup(keys, "run", runs_model)
+      .add("device", RUN(run.device), {"Where to compute; cuda gives each rank a GPU of its own."});
 }
 
 void add_model_keys(std::vector<Key>& keys) {
@@ -165,6 +168,10 @@ void add_moe_keys(std::vector<Key>& keys) {
       .add("z_weight", ROLE(model.moe.z_weight), {"Weight of the router's z-loss; 0: none.", "", at_least(0)})
       .add("bias_rate", ROLE(model.moe.bias_rate),
            {"Step of the bias update when moe.balance has bias.", "", at_least(0)})
+      .add("dispatch_chunks", ROLE(model.moe.dispatch_chunks),
+           {"Parts in which the rows of a layer's experts are exchanged, so that one is under way while "
+            "another is computed; 1: exchange, then compute. The same bits.",
+            "chunks", at_least(1)})
       .add("every", ROLE(model.moe.every),
            {"Every n-th layer is sparse, the last of each n.", "layers", at_least(1)});
   KeyGroup(keys, "moe", commands({Command::bench_step}))
@@ -174,6 +181,11 @@ void add_moe_keys(std::vector<Key>& keys) {
 }
 
 void add_layout_keys(std::vector<Key>& keys) {
+  KeyGroup(keys, "parallel", runs_model | commands({Command::bench_collectives}))
+      .add("collectives", RUN(collectives),
+           {"Algorithms of the collectives instead of those of the table in the source: a list of "
+            "operation:algorithm (exchange, all_gather, all_reduce, broadcast, barrier), or a file as bench "
+            "collectives writes it. Results have the same bits."});
   KeyGroup(keys, "parallel", runs_model)
       .per_role()
       .add("tp", ROLE(parallel.tp),
@@ -183,11 +195,11 @@ void add_layout_keys(std::vector<Key>& keys) {
 }
 
 void add_data_keys(std::vector<Key>& keys) {
-  KeyGroup(keys, "data", trains)
+  KeyGroup(keys, "data", trains | commands({Command::bench_step}))
       .from_checkpoint()
       .add("train", RUN(data.train),
            {"Token files to train on: a comma-separated list of path[:weight[:domain]], paths without .bin "
-            "and .idx."});
+            "and .idx; empty in bench step: synthetic tokens."});
   KeyGroup(keys, "data", trains | commands({Command::evaluate}))
       .from_checkpoint()
       .add("valid", RUN(data.valid), {"Held-out token files, as data.train; empty in train: no evaluation."});
@@ -231,6 +243,13 @@ void add_optim_keys(std::vector<Key>& keys) {
       .add("zero", ROLE(optim.zero),
            {"1: optimizer state sharded over the ranks that hold the same parameters; 0: a copy on each.", "",
             between(0, 1)})
+      .add("overlap_reduce", ROLE(optim.overlap_reduce),
+           {"Buckets of gradients are summed over ranks while the last backward pass of a step runs. Changes "
+            "no "
+            "result."})
+      .add("overlap_gather", ROLE(optim.overlap_gather),
+           {"optim.zero=1: updated parameters come back from their owners while the next forward pass runs, "
+            "which waits for each where it is read. Changes no result."})
       .add("max_skips", ROLE(optim.max_skips),
            {"Steps with a non-finite gradient in a row after which the run stops with exit code 70.", "steps",
             at_least(1)});
@@ -254,7 +273,13 @@ void add_precision_keys(std::vector<Key>& keys) {
           {"Number format of the experts' results on their way back, and of the tokens' gradients; not fp8."})
       .add("fp8_format", ROLE(precision.fp8_format), {"FP8 variant, where another precision key is fp8."})
       .add("error_feedback", ROLE(precision.error_feedback),
-           {"Adds what the wire's rounding took from a rank's gradients to those of its next step."});
+           {"Adds what the wire's rounding took from a rank's gradients to those of its next step."})
+      .add("store_activations", ROLE(precision.store_activations),
+           {"What is kept in FP8 between forward and backward: parts of the layers. Forward passes are not "
+            "rounded."})
+      .add("store_gradients", ROLE(precision.store_gradients),
+           {"Gradients that lie in FP8 from backward until they are summed: those of the experts, or all. "
+            "Needs precision.grad_comm=fp8 and one micro-batch a step."});
 }
 
 void add_train_keys(std::vector<Key>& keys) {
@@ -262,7 +287,13 @@ void add_train_keys(std::vector<Key>& keys) {
       .add("steps", RUN(train.steps), {"Optimizer steps.", "steps", at_least(1)})
       .add("log_every", RUN(train.log_every), {"A progress line every so many steps.", "steps", at_least(1)})
       .add("eval_every", RUN(train.eval_every),
-           {"Evaluation on data.valid every so many steps; 0: only at the end.", "steps", at_least(0)});
+           {"Evaluation on data.valid every so many steps; 0: only at the end.", "steps", at_least(0)})
+      .add("trace", RUN(train.trace),
+           {"Writes the timeline of so many steps on all ranks to <run.dir>/trace.json, for Perfetto; 0: "
+            "none.",
+            "steps", at_least(0)})
+      .add("trace_from", RUN(train.trace_from),
+           {"First step of the timeline; 0: the job's third.", "step", at_least(0)});
   KeyGroup(keys, "train", trains | commands({Command::evaluate}))
       .add("eval_batches", RUN(train.eval_batches),
            {"Batches per domain of one evaluation; 0: all.", "batches", at_least(0)});
@@ -283,52 +314,6 @@ void add_checkpoint_keys(std::vector<Key>& keys) {
             "failures in a row), or stop with exit code 74."});
 }
 
-void add_tool_keys(std::vector<Key>& keys) {
-  KeyGroup(keys, "generate", commands({Command::generate}))
-      .add("prompt", RUN(generate.prompt), {"Text to continue; empty: start a document."})
-      .add("max_new_tokens", RUN(generate.max_new_tokens),
-           {"Tokens to generate at most.", "tokens", at_least(1)})
-      .add("min_new_tokens", RUN(generate.min_new_tokens),
-           {"Tokens to generate at least: the end of the document is not chosen before.", "tokens",
-            at_least(0)})
-      .add("top_k", RUN(generate.top_k),
-           {"Sample among so many most probable tokens; 0: all.", "tokens", at_least(0)})
-      .add("top_p", RUN(generate.top_p),
-           {"Sample among the most probable tokens that together have this probability.",
-            "",
-            {.min = 0, .max = 1, .min_is_legal = false}})
-      .add("temperature", RUN(generate.temperature),
-           {"Divides the logits; 0: always the most probable token.", "", at_least(0)})
-      .add("repetition_penalty", RUN(generate.repetition_penalty),
-           {"Lowers the logits of tokens that were there already; 1: no penalty.", "", above(0)})
-      .add("length_penalty", RUN(generate.length_penalty),
-           {"Beams are compared by log probability / length^penalty.", "", {}})
-      .add("beams", RUN(generate.beams), {"Beams of the search; 1: sampling.", "beams", at_least(1)})
-      .add("seed", RUN(generate.seed), {"Seed of the sampling."});
-  KeyGroup(keys, "tokenize", commands({Command::tokenize}))
-      .add("vocab_size", RUN(tokenize.options.vocab_size),
-           {"Vocabulary of the tokenizer that is trained.", "tokens", at_least(2)})
-      .add("training_bytes", RUN(tokenize.options.training_bytes),
-           {"Text that the tokenizer is trained on, at most.", "bytes", at_least(1)})
-      .add("held_out", RUN(tokenize.options.held_out),
-           {"Share of the documents kept for evaluation: OUTPUT-train and OUTPUT-valid are written; 0: none.",
-            "", between(0, 0.5)})
-      .add("seed", RUN(tokenize.options.seed), {"Chooses the tokenizer's sample and the held-out documents."})
-      .add("split", RUN(tokenize.options.split), {"What separates the documents of a plain text file."})
-      .add("json_field", RUN(tokenize.options.json_field),
-           {"Member of each JSON line that holds the document."})
-      .add("threads", RUN(tokenize.options.threads),
-           {"Encoding threads; 0: one for each core. The output does not depend on it.", "threads",
-            at_least(0)});
-  KeyGroup(keys, "bench", commands({Command::bench_step, Command::bench_checkpoint, Command::bench_stream}))
-      .add("rounds", RUN(bench.rounds),
-           {"Alternations of what is measured and its limit.", "rounds", at_least(1)});
-  KeyGroup(keys, "bench", commands({Command::bench_step, Command::bench_stream}))
-      .add("warmup_steps", RUN(bench.warmup_steps), {"Steps before the clock starts.", "steps", at_least(0)})
-      .add("steps_per_round", RUN(bench.steps_per_round),
-           {"Steps timed in one round.", "steps", at_least(1)});
-}
-
 #undef RUN
 #undef ROLE
 
@@ -345,6 +330,9 @@ std::vector<Key> make_keys() {
   add_precision_keys(keys);
   add_train_keys(keys);
   add_checkpoint_keys(keys);
+  add_guard_keys(keys);
+  add_watchdog_keys(keys);
+  add_plan_keys(keys);
   add_distill_keys(keys);
   add_tool_keys(keys);
   return keys;
@@ -365,6 +353,10 @@ const std::vector<Section>& all_sections() {
       {"precision", "Number formats"},
       {"train", "The training loop"},
       {"checkpoint", "Saving the run"},
+      {"guard", "Numbers that go wrong"},
+      {"monitor", "When the log warns"},
+      {"watchdog", "Ranks that hang or lag"},
+      {"plan", "The machine that --dry-run plans for"},
       {"distill", "From teacher to students"},
       {"generate", "Text generation"},
       {"tokenize", "From text to token files"},

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/precision.hpp"
+#include "config/plan/plan_section.hpp"
 #include "data/tokenize.hpp"
 #include "distill/attention_loss.hpp"
 #include "distill/codec.hpp"
@@ -36,6 +37,9 @@ enum class Command {
   bench_step,
   bench_checkpoint,
   bench_stream,
+  bench_collectives,
+  bench_dispatch,
+  bench_kernels,
   checkpoint_list,
   checkpoint_verify,
   checkpoint_show,
@@ -45,26 +49,31 @@ enum class Command {
   checkpoint_import
 };
 
-inline constexpr std::array<Command, 15> all_commands = {
-    Command::tokenize,         Command::train,
-    Command::distill,          Command::evaluate,
-    Command::generate,         Command::bench_step,
-    Command::bench_checkpoint, Command::bench_stream,
-    Command::checkpoint_list,  Command::checkpoint_verify,
-    Command::checkpoint_show,  Command::checkpoint_diff,
-    Command::checkpoint_merge, Command::checkpoint_export,
-    Command::checkpoint_import};
+inline constexpr std::array<Command, 18> all_commands = {
+    Command::tokenize,          Command::train,
+    Command::distill,           Command::evaluate,
+    Command::generate,          Command::bench_step,
+    Command::bench_checkpoint,  Command::bench_stream,
+    Command::bench_collectives, Command::bench_dispatch,
+    Command::bench_kernels,     Command::checkpoint_list,
+    Command::checkpoint_verify, Command::checkpoint_show,
+    Command::checkpoint_diff,   Command::checkpoint_merge,
+    Command::checkpoint_export, Command::checkpoint_import};
 /// The words on the command line: "train", "bench step".
 std::string_view command_name(Command command);
 
 /// Whether the command looks at or converts checkpoints: it takes no model, and one rank does.
 bool converts_checkpoints(Command command);
 
+/// Whether the command has a model, and with it roles and a plan of their memory.
+bool has_model(Command command);
+
 /// Whether the command has a teacher and students, and `distill.*`.
 bool has_students(Command command);
 
 enum class DeviceKind { cpu, cuda };
 enum class OnSaveError { retry, stop };
+enum class GuardAction { off, warn, skip, rollback };
 enum class InitMode { exact, shrink };
 enum class OnTeacherLoss { stop, labels };
 enum class SearchKind { none, temperature };
@@ -80,6 +89,18 @@ struct RunSection {
   std::string allow_mismatch;   ///< list of keys that may differ from the checkpoint's
   std::int64_t end_time = 0;    ///< seconds since 1970; 0: unknown
   double stop_margin_s = 60.0;
+  bool check_collectives = false;
+  double check_deadline_s = 600.0;
+};
+
+/// `watchdog.*`: longest times without progress; 0: not watched.
+struct WatchdogSection {
+  double start_s = 1800.0;
+  double step_s = 600.0;
+  double evaluate_s = 600.0;
+  double save_s = 1800.0;
+  double hard_factor = 3.0;      ///< 0: told of, never ended
+  double straggler_score = 0.5;  ///< 0: stragglers are not looked for
 };
 
 /// `checkpoint.*`.
@@ -92,10 +113,34 @@ struct CheckpointSection {
   OnSaveError on_error = OnSaveError::retry;
 };
 
+/// `guard.*`.
+struct GuardSection {
+  GuardAction action = GuardAction::warn;
+  std::int64_t window = 128;
+  double loss_mads = 10.0;
+  double norm_factor = 10.0;
+  std::int64_t min_steps = 64;
+  std::int64_t max_trips = 5;
+  std::int64_t hold_steps = 20;
+  std::int64_t max_rollbacks = 3;
+  std::int64_t skip_batches = 0;
+  std::int64_t replica_every = 100;
+};
+
+/// `monitor.*`.
+struct MonitorSection {
+  double expert_use_std = 0.15;
+  double loss_fluctuation = 0.3;
+  double step_time_ratio = 2.0;
+  std::int64_t window = 100;
+  std::int64_t repeat_every = 1000;
+};
+
 /// `distill.*`; what it means for the layers and steps of a run: distill_plan.hpp.
 struct DistillSection {
   std::string students;  ///< list of names; empty: one student, whose role is called student
   std::int64_t window = 2;
+  bool overlap_sends = true;
   std::string phases = "three_stage";        ///< a preset, or a list of kind:fraction
   std::string phase_settings;                ///< a list of stage.key=value
   distill::AlphaSchedule alpha;              ///< alpha_schedule, alpha, alpha_end
@@ -168,6 +213,8 @@ struct PrecisionSection {
   base::WireType combine_comm = base::WireType::full;
   base::Fp8Format fp8_format = base::Fp8Format::e4m3;
   bool error_feedback = false;
+  std::vector<nn::ActivationClass> store_activations;
+  optim::StoredGradients store_gradients = optim::StoredGradients::none;
 };
 
 /// `train.*`.
@@ -176,6 +223,8 @@ struct TrainSection {
   std::int64_t log_every = 10;
   std::int64_t eval_every = 0;
   std::int64_t eval_batches = 0;
+  std::int64_t trace = 0;
+  std::int64_t trace_from = 0;
 };
 
 /// `generate.*`.
@@ -197,6 +246,11 @@ struct BenchSection {
   std::int64_t warmup_steps = 3;
   std::int64_t rounds = 5;
   std::int64_t steps_per_round = 3;
+  bool compare_balanced = false;
+  bool worst_routing = false;
+  std::int64_t min_bytes = 1024;
+  std::int64_t max_bytes = 64 * 1024 * 1024;
+  std::string table;  ///< file to write the best algorithms to; empty: none
 };
 
 /// `input` (a comma-separated list), `output`, `tokenizer` and `tokenize.*`.
@@ -233,8 +287,13 @@ struct RunConfig {
   RunSection run;
   DataSection data;
   BatchSection batch;
+  std::string collectives;  ///< parallel.collectives: of the run, not of a role
   TrainSection train;
   CheckpointSection checkpoint;
+  WatchdogSection watchdog;
+  GuardSection guard;
+  MonitorSection monitor;
+  PlanSection plan;
   DistillSection distill;
   ExchangeSection exchange;
   GenerateSection generate;

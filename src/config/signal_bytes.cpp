@@ -3,6 +3,7 @@
 
 #include "base/error.hpp"
 #include "config/distill_plan.hpp"
+#include "config/estimate.hpp"
 #include "config/recording_plan.hpp"
 #include "distill/signal_gap.hpp"
 
@@ -11,19 +12,6 @@ namespace {
 
 using distill::LayerPair;
 using distill::Phase;
-
-std::int64_t type_bytes(base::ComputeType type) {
-  switch (type) {
-    case base::ComputeType::f32:
-      return 4;
-    case base::ComputeType::bf16:
-    case base::ComputeType::fp16:
-      return 2;
-    case base::ComputeType::f64:
-      return 8;
-  }
-  return 8;
-}
 
 std::int64_t payload_bytes(const RunConfig& config, const Phase& phase, std::int64_t full_bytes) {
   const RoleConfig& teacher = config.roles.front();
@@ -35,9 +23,10 @@ std::int64_t payload_bytes(const RunConfig& config, const Phase& phase, std::int
     case distill::PayloadKind::none:
       return 0;
     case distill::PayloadKind::full:
-      return distill::full_bytes_per_token(teacher.model.vocab_size, type_bytes(teacher.precision.compute));
+      return distill::full_bytes_per_token(teacher.model.vocab_size,
+                                           compute_bytes(teacher.precision.compute));
     case distill::PayloadKind::hidden:
-      return teacher.model.hidden * type_bytes(teacher.precision.compute);
+      return teacher.model.hidden * compute_bytes(teacher.precision.compute);
     case distill::PayloadKind::topk:
       return distill::topk_bytes_per_token(codec.top_k, temperatures, full_bytes);
     case distill::PayloadKind::sampled:
@@ -76,7 +65,8 @@ SignalBytes signal_bytes(const RunConfig& config, const RoleConfig& student) {
     }
     bytes.payload = std::max(bytes.payload, payload_bytes(config, phase, full_bytes));
     if (phase.codec.kind == distill::PayloadKind::hidden && !teacher.frozen) {
-      bytes.head = distill::head_bytes(model.vocab_size, model.hidden, type_bytes(teacher.precision.compute));
+      bytes.head =
+          distill::head_bytes(model.vocab_size, model.hidden, compute_bytes(teacher.precision.compute));
     }
   }
   bytes.hidden = layers_of(hidden_pairs(config, student)) *
@@ -84,11 +74,11 @@ SignalBytes signal_bytes(const RunConfig& config, const RoleConfig& student) {
   bytes.attention =
       layers_of(attention_pairs(config, student)) *
       distill::attention_bytes_per_token(model.heads, model.kv_heads, model.resolved_head_dim(),
-                                         base::WireType::full, type_bytes(teacher.precision.compute));
+                                         base::WireType::full, compute_bytes(teacher.precision.compute));
   bytes.loss = full_bytes;
   if (section.gap_every > 0) {
     bytes.gap = config.batch.global * distill::num_measured(config.batch.seq, section.gap_fraction) *
-                model.vocab_size * type_bytes(teacher.precision.compute);
+                model.vocab_size * compute_bytes(teacher.precision.compute);
   }
   return bytes;
 }

@@ -11,9 +11,11 @@
 #include "config/init_layers.hpp"
 #include "config/key.hpp"
 #include "config/recording_plan.hpp"
+#include "config/role_checks.hpp"
 #include "config/roles.hpp"
 #include "config/value_text.hpp"
 #include "data/dataset.hpp"
+#include "parallel/collectives/algorithm_table.hpp"
 
 namespace athanor::config {
 namespace {
@@ -22,16 +24,6 @@ using base::ConfigError;
 
 bool uses_checkpoint(Command command) {
   return command == Command::evaluate || command == Command::generate;
-}
-
-// Has steps, data and checkpoints of its own.
-bool is_run(Command command) {
-  return command == Command::train || command == Command::distill;
-}
-
-bool trains(Command command) {
-  return is_run(command) || command == Command::bench_step || command == Command::bench_checkpoint ||
-         command == Command::bench_stream;
 }
 
 // Each value by itself: what the key table says. Values set by code pass through the same checks as text.
@@ -48,170 +40,6 @@ void check_values(const RunConfig& config) {
                           bad.what());
       }
     }
-  }
-}
-
-void check_attention(const model::TransformerConfig& model) {
-  if (model.heads % model.kv_heads != 0) {
-    throw ConfigError("model.kv_heads={} (it does not divide model.heads={}) use a divisor of the heads",
-                      model.kv_heads, model.heads);
-  }
-  if (model.head_dim == 0 && model.hidden % model.heads != 0) {
-    throw ConfigError(
-        "model.heads={} (it does not divide model.hidden={}) use a divisor, or set model.head_dim",
-        model.heads, model.hidden);
-  }
-  if (model.resolved_head_dim() % 2 != 0) {
-    throw ConfigError("model.head_dim={} (rotary positions turn pairs of channels) use an even number",
-                      model.resolved_head_dim());
-  }
-}
-
-void check_expert_groups(const moe::MoeOptions& moe) {
-  if (moe.num_experts % moe.groups != 0) {
-    throw ConfigError("moe.groups={} (it does not divide moe.experts={}) use a divisor of the experts",
-                      moe.groups, moe.num_experts);
-  }
-  if (moe.group_top_k > moe.groups) {
-    throw ConfigError("moe.group_top_k={} (there are moe.groups={}) use at most that", moe.group_top_k,
-                      moe.groups);
-  }
-  const std::int64_t reachable =
-      moe.group_top_k == 0 ? moe.num_experts : moe.group_top_k * (moe.num_experts / moe.groups);
-  if (moe.top_k > reachable) {
-    throw ConfigError(
-        "moe.top_k={} (moe.group_top_k={} groups hold {} experts) raise group_top_k or lower top_k",
-        moe.top_k, moe.group_top_k, reachable);
-  }
-}
-
-void check_experts(const model::TransformerConfig& model, Command command) {
-  const moe::MoeOptions& moe = model.moe;
-  if (moe.num_experts == 0) {
-    return;
-  }
-  if (moe.top_k > moe.num_experts) {
-    throw ConfigError("moe.top_k={} (there are only moe.experts={}) use at most that", moe.top_k,
-                      moe.num_experts);
-  }
-  check_expert_groups(moe);
-  if (moe.every > model.layers) {
-    throw ConfigError(
-        "moe.every={} (model.layers={}: no layer would be sparse) use at most that, or moe.experts=0",
-        moe.every, model.layers);
-  }
-  if (moe.force_uniform && command != Command::bench_step) {
-    throw ConfigError(
-        "moe.force_uniform=true (it ignores the router and is for measurements) leave it out of {}",
-        command_name(command));
-  }
-}
-
-void check_expert_layout(const RoleConfig& role, const parallel::ParallelDims& dims) {
-  const moe::MoeOptions& moe = role.model.moe;
-  if (moe.num_experts == 0) {
-    if (dims.ep > 1) {
-      throw ConfigError(
-          "parallel.ep={} (moe.experts=0: a dense model has no experts to divide) use parallel.ep=1",
-          dims.ep);
-    }
-    return;
-  }
-  if (dims.ep > moe.num_experts) {
-    throw ConfigError(
-        "parallel.ep={} (there are only moe.experts={}, and a rank needs one at least) use at most that; "
-        "more ranks than experts take ep below the number of ranks",
-        dims.ep, moe.num_experts);
-  }
-  if (moe.num_experts % dims.ep != 0) {
-    throw ConfigError("parallel.ep={} (it does not divide moe.experts={}) use a divisor of the experts",
-                      dims.ep, moe.num_experts);
-  }
-}
-
-void check_model_layout(const RoleConfig& role, const parallel::ParallelDims& dims) {
-  const model::TransformerConfig& model = role.model;
-  if (model.heads % dims.tp != 0) {
-    throw ConfigError("parallel.tp={} (it does not divide model.heads={}) use a divisor of the heads",
-                      dims.tp, model.heads);
-  }
-  if (model.kv_heads % dims.tp != 0 && dims.tp % model.kv_heads != 0) {
-    throw ConfigError(
-        "parallel.tp={} (model.kv_heads={}: one must divide the other) use another tp or kv_heads", dims.tp,
-        model.kv_heads);
-  }
-  check_expert_layout(role, dims);
-}
-
-// Formats of the rows between tokens and experts; gradients are checked where they are reduced.
-void check_row_wire(const char* name, base::WireType wire, base::ComputeType compute) {
-  if (wire == base::WireType::full) {
-    return;
-  }
-  if (compute == base::ComputeType::f64) {
-    throw ConfigError("precision.{}={} (precision.compute=f64 sends full values only) use full", name,
-                      to_text(wire));
-  }
-  if (wire == base::WireType::bf16 && compute == base::ComputeType::fp16) {
-    throw ConfigError(
-        "precision.{}=bf16 (precision.compute=fp16: its numbers take 2 bytes as they are and would only lose "
-        "digits) use full",
-        name);
-  }
-}
-
-void check_precision(const RoleConfig& role) {
-  const PrecisionSection& precision = role.precision;
-  validate(optim::GradientWire{precision.grad_comm, precision.fp8_format, precision.error_feedback},
-           role.optim, precision.compute == base::ComputeType::f64);
-  check_row_wire("dispatch_comm", precision.dispatch_comm, precision.compute);
-  check_row_wire("combine_comm", precision.combine_comm, precision.compute);
-  if (precision.combine_comm == base::WireType::fp8) {
-    throw ConfigError(
-        "precision.combine_comm=fp8 (results are summed over a token's experts and keep more digits) use "
-        "full "
-        "or bf16");
-  }
-}
-
-void check_optimizer(const RoleConfig& role, const RunConfig& config) {
-  const optim::OptimOptions& optim = role.optim;
-  if (optim.min_lr > optim.lr) {
-    throw ConfigError("optim.min_lr={} (it is above optim.lr={}) use at most that", optim.min_lr, optim.lr);
-  }
-  if (is_run(config.command) && optim.warmup_steps > config.train.steps) {
-    throw ConfigError("optim.warmup_steps={} (train.steps={}: the warm-up would not end) use at most that",
-                      optim.warmup_steps, config.train.steps);
-  }
-}
-
-void check_batch(const RunConfig& config, const RoleConfig& role, const parallel::ParallelDims& dims) {
-  if (config.batch.seq > role.model.max_seq) {
-    throw ConfigError(
-        "batch.seq={} (model.max_seq={} is the longest the model takes) lower it or raise max_seq",
-        config.batch.seq, role.model.max_seq);
-  }
-  if (!trains(config.command)) {
-    return;
-  }
-  if (config.batch.global % dims.dp != 0) {
-    throw ConfigError(
-        "batch.global={} (not divisible by dp={}, the data-parallel replicas) use a multiple of {}",
-        config.batch.global, dims.dp, dims.dp);
-  }
-  const std::int64_t per_replica = config.batch.global / dims.dp;
-  if (role.batch_micro > 0 && per_replica % role.batch_micro != 0) {
-    throw ConfigError(
-        "batch.micro={} (it does not divide batch.global / dp = {}) use a divisor of that, or 0",
-        role.batch_micro, per_replica);
-  }
-}
-
-void check_vocabulary(const RunConfig& config, const RoleConfig& role) {
-  if (role.model.vocab_size == 0 && config.data.tokenizer.empty()) {
-    throw ConfigError(
-        "model.vocab_size=0 (it stands for the tokenizer's, and data.tokenizer is empty) set one of the "
-        "two");
   }
 }
 
@@ -232,42 +60,6 @@ void check_data(const RunConfig& config) {
   }
   if (config.command == Command::evaluate && valid.empty()) {
     throw ConfigError("data.valid is empty (there is nothing to evaluate on) name token files");
-  }
-}
-
-void check_role(const RunConfig& config, const RoleConfig& role, int ranks) {
-  check_attention(role.model);
-  check_experts(role.model, config.command);
-  check_precision(role);
-  const parallel::ParallelDims dims = resolve_dims(role, ranks);
-  check_model_layout(role, dims);
-  check_vocabulary(config, role);
-  if (trains(config.command)) {
-    check_optimizer(role, config);
-  }
-  if (is_run(config.command)) {
-    check_init(role);
-  }
-  if (config.command != Command::generate) {
-    check_batch(config, role, dims);
-  }
-}
-
-void check_roles(const RunConfig& config, int world_size) {
-  const std::vector<int> ranks = resolve_ranks(config, world_size);
-  for (std::size_t i = 0; i < config.roles.size(); ++i) {
-    if (config.roles.size() == 1) {
-      check_role(config, config.roles[i], ranks[i]);
-      continue;
-    }
-    if (!runs(config, config.roles[i])) {
-      continue;
-    }
-    try {
-      check_role(config, config.roles[i], ranks[i]);
-    } catch (const ConfigError& error) {  // say whose value it is
-      throw ConfigError("{}: {}", config.roles[i].name, error.what());
-    }
   }
 }
 
@@ -321,6 +113,62 @@ void check_checkpoint(const RunConfig& config) {
   }
 }
 
+// A file's rules are checked when it is read.
+void check_collectives(const RunConfig& config) {
+  if (!parallel::is_algorithm_file(config.collectives)) {
+    const parallel::AlgorithmTable table(parallel::parse_algorithm_list(config.collectives));
+  }
+}
+
+void check_bench_routing(const RunConfig& config) {
+  const BenchSection& bench = config.bench;
+  if (bench.compare_balanced && bench.worst_routing) {
+    throw ConfigError(
+        "bench.worst_routing=true (bench.compare_balanced=true times the router's own choices) set one of "
+        "them");
+  }
+  if ((bench.compare_balanced || bench.worst_routing) && config.roles[0].model.moe.num_experts == 0) {
+    throw ConfigError("bench.{}=true (moe.experts=0: a dense model routes nothing) leave it out",
+                      bench.worst_routing ? "worst_routing" : "compare_balanced");
+  }
+}
+
+void check_sizes(const BenchSection& bench) {
+  if (bench.max_bytes < bench.min_bytes) {
+    throw ConfigError("bench.max_bytes={} (bench.min_bytes={} is more) use at least that", bench.max_bytes,
+                      bench.min_bytes);
+  }
+}
+
+void check_guard(const RunConfig& config) {
+  const GuardSection& guard = config.guard;
+  if (guard.min_steps > guard.window) {
+    throw ConfigError(
+        "guard.min_steps={} (the window never holds more than guard.window={}) use at most that",
+        guard.min_steps, guard.window);
+  }
+  if (guard.action == GuardAction::rollback && config.command == Command::distill) {
+    throw ConfigError(
+        "guard.action=rollback (teacher and students are at different steps and cannot go back together) use "
+        "skip or warn: with skip a batch that the teacher leaves out is left out by its students too");
+  }
+  if (guard.action == GuardAction::rollback && config.checkpoint.every == 0) {
+    throw ConfigError(
+        "guard.action=rollback (checkpoint.every=0: there would be nothing to go back to) set "
+        "checkpoint.every, or use skip");
+  }
+}
+
+void check_watchdog(const RunConfig& config) {
+  const double factor = config.watchdog.hard_factor;
+  if (factor > 0 && factor < 1) {
+    throw ConfigError(
+        "watchdog.hard_factor={} (the job would end before anybody is told why) use 1 or more, or 0 for "
+        "never",
+        factor);
+  }
+}
+
 void check_source(const RunConfig& config) {
   if (config.source.checkpoint.empty()) {
     throw ConfigError("--checkpoint is missing ({} reads a model) give --checkpoint=RUN",
@@ -368,14 +216,21 @@ void validate(const RunConfig& config, int world_size) {
     check_conversion(config, world_size);
     return;
   }
-  if (config.run.device == DeviceKind::cuda) {
-    throw ConfigError("run.device=cuda (this program was built for CPUs) use run.device=cpu");
+  check_collectives(config);
+  if (config.command == Command::bench_collectives) {
+    check_sizes(config.bench);
+    return;
+  }
+  if (config.command == Command::bench_step) {
+    check_bench_routing(config);
   }
   if (uses_checkpoint(config.command)) {
     check_source(config);
   }
   if (is_run(config.command)) {
     check_checkpoint(config);
+    check_watchdog(config);
+    check_guard(config);
   }
   check_data(config);
   check_roles(config, world_size);

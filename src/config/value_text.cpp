@@ -11,12 +11,48 @@ std::string in_range(const Range& range) {
   return text.empty() ? text : fmt::format(" {}", text);
 }
 
-std::string to_text(const std::vector<moe::BalanceKind>& kinds) {
+namespace {
+
+template <typename Enum>
+std::string list_to_text(const std::vector<Enum>& values) {
   std::string list;
-  for (const moe::BalanceKind kind : kinds) {
-    list += fmt::format("{}{}", list.empty() ? "" : ",", to_text(kind));
+  for (const Enum value : values) {
+    list += fmt::format("{}{}", list.empty() ? "" : ",", to_text(value));
   }
   return list.empty() ? "none" : list;
+}
+
+template <typename Enum>
+std::vector<Enum> list_from_text(const std::string& text, const Range& range) {
+  const std::string advice = fmt::format("give none, or a comma-separated list of: {}", legal_words<Enum>());
+  std::vector<Enum> parsed;
+  std::size_t first = 0;
+  while (text != "none" && first <= text.size()) {
+    const std::size_t comma = std::min(text.find(',', first), text.size());
+    const std::string word = text.substr(first, comma - first);
+    Enum value{};
+    try {
+      from_text(word, range, value);
+    } catch (const BadValue&) {
+      throw BadValue(fmt::format("('{}' is not a legal value) {}", word, advice));
+    }
+    if (std::find(parsed.begin(), parsed.end(), value) != parsed.end()) {
+      throw BadValue(fmt::format("('{}' is there twice) {}", word, advice));
+    }
+    parsed.push_back(value);
+    first = comma + 1;
+  }
+  return parsed;
+}
+
+}  // namespace
+
+std::string to_text(const std::vector<moe::BalanceKind>& kinds) {
+  return list_to_text(kinds);
+}
+
+std::string to_text(const std::vector<nn::ActivationClass>& classes) {
+  return list_to_text(classes);
 }
 
 void from_text(const std::string& text, const Range&, bool& value) {
@@ -47,26 +83,11 @@ void from_text(const std::string& text, const Range& range, double& value) {
 }
 
 void from_text(const std::string& text, const Range& range, std::vector<moe::BalanceKind>& kinds) {
-  const std::string advice =
-      fmt::format("give none, or a comma-separated list of: {}", legal_words<moe::BalanceKind>());
-  std::vector<moe::BalanceKind> parsed;
-  std::size_t first = 0;
-  while (text != "none" && first <= text.size()) {
-    const std::size_t comma = std::min(text.find(',', first), text.size());
-    const std::string word = text.substr(first, comma - first);
-    moe::BalanceKind kind{};
-    try {
-      from_text(word, range, kind);
-    } catch (const BadValue&) {
-      throw BadValue(fmt::format("('{}' is not a legal value) {}", word, advice));
-    }
-    if (std::find(parsed.begin(), parsed.end(), kind) != parsed.end()) {
-      throw BadValue(fmt::format("('{}' is there twice) {}", word, advice));
-    }
-    parsed.push_back(kind);
-    first = comma + 1;
-  }
-  kinds = std::move(parsed);
+  kinds = list_from_text<moe::BalanceKind>(text, range);
+}
+
+void from_text(const std::string& text, const Range& range, std::vector<nn::ActivationClass>& classes) {
+  classes = list_from_text<nn::ActivationClass>(text, range);
 }
 
 std::string to_text(const std::map<std::string, double>& numbers) {

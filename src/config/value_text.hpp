@@ -28,6 +28,14 @@ struct EnumWords<DeviceKind> {
       {{"cpu", DeviceKind::cpu}, {"cuda", DeviceKind::cuda}}};
 };
 template <>
+struct EnumWords<GuardAction> {
+  static constexpr std::array<std::pair<std::string_view, GuardAction>, 4> words{
+      {{"off", GuardAction::off},
+       {"warn", GuardAction::warn},
+       {"skip", GuardAction::skip},
+       {"rollback", GuardAction::rollback}}};
+};
+template <>
 struct EnumWords<OnSaveError> {
   static constexpr std::array<std::pair<std::string_view, OnSaveError>, 2> words{
       {{"retry", OnSaveError::retry}, {"stop", OnSaveError::stop}}};
@@ -51,6 +59,11 @@ template <>
 struct EnumWords<distill::ExpertReduction> {
   static constexpr std::array<std::pair<std::string_view, distill::ExpertReduction>, 2> words{
       {{"choose", distill::ExpertReduction::choose}, {"merge", distill::ExpertReduction::merge}}};
+};
+template <>
+struct EnumWords<WorstCase> {
+  static constexpr std::array<std::pair<std::string_view, WorstCase>, 2> words{
+      {{"refuse", WorstCase::refuse}, {"warn", WorstCase::warn}}};
 };
 template <>
 struct EnumWords<ExchangeFormat> {
@@ -119,6 +132,21 @@ struct EnumWords<optim::ScheduleKind> {
        {"linear", optim::ScheduleKind::linear},
        {"cosine", optim::ScheduleKind::cosine},
        {"wsd", optim::ScheduleKind::wsd}}};
+};
+template <>
+struct EnumWords<nn::ActivationClass> {
+  static constexpr std::array<std::pair<std::string_view, nn::ActivationClass>, 4> words{
+      {{"attention", nn::ActivationClass::attention},
+       {"ffn", nn::ActivationClass::ffn},
+       {"experts", nn::ActivationClass::experts},
+       {"norm", nn::ActivationClass::norm}}};
+};
+template <>
+struct EnumWords<optim::StoredGradients> {
+  static constexpr std::array<std::pair<std::string_view, optim::StoredGradients>, 3> words{
+      {{"none", optim::StoredGradients::none},
+       {"experts", optim::StoredGradients::experts},
+       {"all", optim::StoredGradients::all}}};
 };
 template <>
 struct EnumWords<distill::AlphaKind> {
@@ -194,6 +222,7 @@ requires(std::integral<Number> || std::floating_point<Number>) std::string to_te
   return fmt::format("{}", value);
 }
 std::string to_text(const std::vector<moe::BalanceKind>& kinds);
+std::string to_text(const std::vector<nn::ActivationClass>& classes);
 /// "prose:2.5,code:1.5".
 std::string to_text(const std::map<std::string, double>& numbers);
 
@@ -212,6 +241,7 @@ void from_text(const std::string& text, const Range& range, bool& value);
 void from_text(const std::string& text, const Range& range, std::string& value);
 void from_text(const std::string& text, const Range& range, double& value);
 void from_text(const std::string& text, const Range& range, std::vector<moe::BalanceKind>& kinds);
+void from_text(const std::string& text, const Range& range, std::vector<nn::ActivationClass>& classes);
 void from_text(const std::string& text, const Range& range, std::map<std::string, double>& numbers);
 
 template <std::integral Number>

@@ -6,6 +6,7 @@
 #include <thread>
 #include <utility>
 
+#include "base/activity.hpp"
 #include "data/sampler.hpp"
 
 namespace athanor::data {
@@ -43,6 +44,7 @@ void Prefetcher::State::run() {
     std::vector<Batch> step;
     std::exception_ptr failure;
     try {
+      const base::ScopedSpan span(base::SpanKind::io, "read batch");
       step = sampler.read_step(unread);
       unread = sampler.advance(unread);
     } catch (...) {

@@ -7,19 +7,12 @@
 #include <string_view>
 
 #include "distill/signal.hpp"
+#include "kernels/distillation.hpp"
 
 namespace athanor::distill {
 
-enum class KdLoss {
-  forward_kl,       ///< T^2 KL(p || q)
-  reverse_kl,       ///< T^2 KL(q || p)
-  skew_kl,          ///< T^2 KL(p || a p + (1-a) q) (Ko et al. 2024)
-  skew_reverse_kl,  ///< T^2 KL(q || (1-a) p + a q)
-  /// T^2 [b KL(p || M) + (1-b) KL(q || M)] / (b (1-b)) with M = b p + (1-b) q: forward KL at b -> 0, reverse
-  /// KL at b -> 1, without a jump at either end
-  jsd,
-  logit_mse,  ///< T^2 mean over the vocabulary of (u/T - z/T)^2, which is that of (u - z)^2 for every T
-};
+/// What is minimised: forward_kl, reverse_kl, skew_kl, skew_reverse_kl, jsd or logit_mse.
+using KdLoss = kernels::Divergence;
 /// As the configuration spells it, e.g. "forward_kl".
 std::string_view name_of(KdLoss loss);
 

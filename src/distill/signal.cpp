@@ -43,11 +43,6 @@ struct TokenCount {
 
 }  // namespace
 
-std::string_view name_of(PayloadKind kind) {
-  constexpr std::array<std::string_view, 5> names = {"none", "full", "hidden", "topk", "sampled"};
-  return names[static_cast<std::size_t>(kind)];
-}
-
 std::int64_t TeacherSignal::num_tokens() const {
   return std::visit(TokenCount(), payload);
 }

@@ -20,11 +20,6 @@ SignalGap& SignalGap::operator+=(const SignalGap& other) {
   return *this;
 }
 
-std::int64_t num_measured(std::int64_t seq, double fraction) {
-  const auto share = static_cast<std::int64_t>(std::ceil(fraction * static_cast<double>(seq)));
-  return std::clamp<std::int64_t>(share, 1, seq);
-}
-
 at::Tensor measured_positions(const at::Tensor& sample_ids_B, std::int64_t seq, std::int64_t count,
                               std::uint64_t seed) {
   const base::PhiloxStream stream(seed, base::RandomPurpose::signal_sampling, "distill.gap");

@@ -1,6 +1,8 @@
 // How far a payload's divergence is from the full one, measured on a sample of tokens.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 
 #include <ATen/core/Tensor.h>
@@ -22,7 +24,10 @@ struct SignalGap {
 };
 
 /// Positions of a sample that are measured: ceil(fraction * seq), at least 1.
-std::int64_t num_measured(std::int64_t seq, double fraction);
+inline std::int64_t num_measured(std::int64_t seq, double fraction) {
+  const auto share = static_cast<std::int64_t>(std::ceil(fraction * static_cast<double>(seq)));
+  return std::clamp<std::int64_t>(share, 1, seq);
+}
 
 /// int64 [B, count]: distinct ascending positions of [0, seq) for each sample, drawn by (seed, sample):
 /// teacher and student name the same ones on any layout.

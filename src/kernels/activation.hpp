@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "device/stream_handle.hpp"
 #include "kernels/element.hpp"
 
 namespace athanor::kernels {
@@ -15,6 +16,16 @@ void swiglu_forward(const T* gate_up, std::int64_t rows, std::int64_t ffn, T* y)
 template <typename T>
 void swiglu_backward(const T* dy, const T* gate_up, std::int64_t rows, std::int64_t ffn, T* dgate_up);
 }  // namespace cpu
+
+// Defined in a build with CUDA only. Pointers are to the device's memory; a call only queues its work on
+// `stream`, and throws DeviceError when that is refused.
+namespace cuda {
+template <typename T>
+void swiglu_forward(const T* gate_up, std::int64_t rows, std::int64_t ffn, T* y, device::StreamHandle stream);
+template <typename T>
+void swiglu_backward(const T* dy, const T* gate_up, std::int64_t rows, std::int64_t ffn, T* dgate_up,
+                     device::StreamHandle stream);
+}  // namespace cuda
 
 namespace reference {
 template <typename T>

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "device/stream_handle.hpp"
 #include "kernels/element.hpp"
 
 namespace athanor::kernels {
@@ -37,6 +38,17 @@ void adamw_update(A* master, A* exp_avg, A* exp_avg_sq, const A* grad, std::int6
 template <typename A, typename C>
 void convert_elements(const A* master, std::int64_t n, C* out);
 }  // namespace cpu
+
+// Defined in a build with CUDA only. Pointers are to the device's memory; a call only queues its work on
+// `stream`, and throws DeviceError when that is refused.
+namespace cuda {
+/// copy == nullptr: not wanted.
+template <typename A, typename C>
+void adamw_update(A* master, A* exp_avg, A* exp_avg_sq, const A* grad, std::int64_t n,
+                  const AdamwScalars& scalars, C* copy, device::StreamHandle stream);
+template <typename A, typename C>
+void convert_elements(const A* master, std::int64_t n, C* out, device::StreamHandle stream);
+}  // namespace cuda
 
 namespace reference {
 template <typename A>

@@ -1,5 +1,8 @@
 // Softmax attention of grouped heads under a causal and document mask, forward and backward, on one thread.
 //
+// There is no CUDA twin: on a GPU attention is ATen's scaled_dot_product_attention (FlashAttention where it
+// can).
+//
 // Legend: B sequences, S queries, L keys, H query heads, G key/value heads (H/G query heads share one), C
 // head width.
 #pragma once

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "device/stream_handle.hpp"
 #include "kernels/element.hpp"
 
 namespace athanor::kernels {
@@ -19,6 +20,8 @@ struct SoftmaxStatistics {
 };
 
 // softmax_statistics: labels are indices into the slice; any outside [0, v) is not in it.
+// join_softmax_statistics: of `slices` slices, [slices, rows], in their order: maximum and inverse_sum of the
+//   whole vocabulary and the loss of each row; ignored rows have inverse_sum and loss 0. A is f32 or f64.
 // cross_entropy_backward: in place, logits [rows, v] become gradient_scale times the gradient of the sum of
 // CE:
 //   gradient_scale * (e^(logit - maximum) * inverse_sum - [label]); a row with inverse_sum 0 (an ignored
@@ -27,11 +30,30 @@ namespace cpu {
 template <typename T>
 void softmax_statistics(const T* logits, const std::int64_t* labels, std::int64_t rows, std::int64_t vocab,
                         SoftmaxStatistics<accumulation_t<T>>* statistics);
+template <typename A>
+void join_softmax_statistics(const SoftmaxStatistics<A>* statistics, std::int64_t slices, std::int64_t rows,
+                             const bool* ignored, A* maximum, A* inverse_sum, A* loss);
 template <typename T>
 void cross_entropy_backward(T* logits, const std::int64_t* labels, const accumulation_t<T>* maximum,
                             const accumulation_t<T>* inverse_sum, std::int64_t rows, std::int64_t vocab,
                             accumulation_t<T> gradient_scale);
 }  // namespace cpu
+
+// Defined in a build with CUDA only. Pointers are to the device's memory; a call only queues its work on
+// `stream`, and throws DeviceError when that is refused.
+namespace cuda {
+template <typename T>
+void softmax_statistics(const T* logits, const std::int64_t* labels, std::int64_t rows, std::int64_t vocab,
+                        SoftmaxStatistics<accumulation_t<T>>* statistics, device::StreamHandle stream);
+template <typename A>
+void join_softmax_statistics(const SoftmaxStatistics<A>* statistics, std::int64_t slices, std::int64_t rows,
+                             const bool* ignored, A* maximum, A* inverse_sum, A* loss,
+                             device::StreamHandle stream);
+template <typename T>
+void cross_entropy_backward(T* logits, const std::int64_t* labels, const accumulation_t<T>* maximum,
+                            const accumulation_t<T>* inverse_sum, std::int64_t rows, std::int64_t vocab,
+                            accumulation_t<T> gradient_scale, device::StreamHandle stream);
+}  // namespace cuda
 
 namespace reference {
 template <typename T>

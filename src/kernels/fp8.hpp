@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "base/precision.hpp"
+#include "device/stream_handle.hpp"
 #include "kernels/element.hpp"
 
 namespace athanor::kernels {
@@ -68,6 +69,23 @@ void add_fp8_blocks(const std::uint8_t* codes, const float* scales, const Fp8Row
                     base::Fp8Format format, float* sum);
 
 }  // namespace cpu
+
+// Defined in a build with CUDA only. Pointers are to the device's memory; a call only queues its work on
+// `stream`, and throws DeviceError when that is refused.
+// The same bits as `cpu`.
+namespace cuda {
+
+/// *counts is added to.
+template <typename T>
+void quantize_fp8_blocks(const T* x, const Fp8Rows& rows, base::Fp8Format format, std::uint8_t* codes,
+                         float* scales, Fp8Counts* counts, device::StreamHandle stream);
+template <typename T>
+void dequantize_fp8_blocks(const std::uint8_t* codes, const float* scales, const Fp8Rows& rows,
+                           base::Fp8Format format, T* x, device::StreamHandle stream);
+void add_fp8_blocks(const std::uint8_t* codes, const float* scales, const Fp8Rows& rows,
+                    base::Fp8Format format, float* sum, device::StreamHandle stream);
+
+}  // namespace cuda
 
 namespace reference {
 

@@ -1,4 +1,5 @@
-// Products of contiguous row ranges with one weight matrix each (the experts), through ATen's GEMM.
+// Products of tensors by our kernel (gemm.hpp) or ATen's, whichever is faster for them: of two matrices, and
+// of contiguous row ranges with one weight matrix each (the experts).
 //
 // Legend: R rows sorted by group, e groups, D input width, F output width. `rows` has e counts that sum to R;
 // a count of 0 is ordinary. Outputs are contiguous tensors allocated by the caller, of the operands' type. No
@@ -10,7 +11,16 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "kernels/gemm.hpp"
+
 namespace athanor::kernels {
+
+/// out [m, n] (+)= a [m, k] b [k, n]. a and b are of one float type, each dense along one dimension (others
+/// are copied); out is row-major, of that type or, for 16-bit operands, f32. No autograd.
+void matmul_into(const at::Tensor& a, const at::Tensor& b, GemmMode mode, const at::Tensor& out);
+
+/// The same as a new tensor of the operands' type.
+at::Tensor matmul(const at::Tensor& a, const at::Tensor& b);
 
 /// y[rows of g] = x[rows of g] @ w[g]^T: x [R, D], w [e, F, D] -> y [R, F].
 void grouped_linear(const at::Tensor& x_RD, const at::Tensor& w_eFD, std::span<const std::int64_t> rows,

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "device/stream_handle.hpp"
 #include "kernels/element.hpp"
 
 namespace athanor::kernels {
@@ -20,6 +21,23 @@ template <typename T>
 void rms_norm_backward(const T* dy, const T* x, const T* weight, const accumulation_t<T>* rstd,
                        std::int64_t rows, std::int64_t width, T* dx, accumulation_t<T>* dweight);
 }  // namespace cpu
+
+/// Numbers of working memory that the weight's gradient needs for each column, in the accumulation type.
+inline constexpr std::int64_t norm_partials = 64;
+
+// Defined in a build with CUDA only. Pointers are to the device's memory; a call only queues its work on
+// `stream`, and throws DeviceError when that is refused.
+namespace cuda {
+template <typename T>
+void rms_norm_forward(const T* x, const T* weight, std::int64_t rows, std::int64_t width, double eps, T* y,
+                      accumulation_t<T>* rstd, device::StreamHandle stream);
+/// `partial` [norm_partials, width] is working memory, nullptr without dweight. Rows are added in an order of
+/// their number alone.
+template <typename T>
+void rms_norm_backward(const T* dy, const T* x, const T* weight, const accumulation_t<T>* rstd,
+                       std::int64_t rows, std::int64_t width, T* dx, accumulation_t<T>* dweight,
+                       accumulation_t<T>* partial, device::StreamHandle stream);
+}  // namespace cuda
 
 namespace reference {
 template <typename T>

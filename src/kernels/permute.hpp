@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "device/stream_handle.hpp"
 #include "kernels/element.hpp"
 
 namespace athanor::kernels {
@@ -39,6 +40,27 @@ void add_rows(const T* x, const std::int64_t* row, std::int64_t rows, std::int64
               accumulation_t<T>* out);
 
 }  // namespace cpu
+
+// Defined in a build with CUDA only. Pointers are to the device's memory; a call only queues its work on
+// `stream`, and throws DeviceError when that is refused.
+namespace cuda {
+
+template <typename T>
+void permute_tokens(const T* x, const std::int64_t* source_row, std::int64_t rows, std::int64_t width, T* out,
+                    device::StreamHandle stream);
+template <typename T>
+void combine_rows(const T* x, const std::int64_t* slot, const accumulation_t<T>* gates, std::int64_t tokens,
+                  std::int64_t choices, std::int64_t width, T* y, device::StreamHandle stream);
+template <typename T>
+void combine_rows_backward(const T* dy, const T* x, const std::int64_t* slot, const accumulation_t<T>* gates,
+                           std::int64_t tokens, std::int64_t choices, std::int64_t width, T* dx,
+                           accumulation_t<T>* dgates, device::StreamHandle stream);
+/// The terms of one row of `out` are added in ascending order, without atomics.
+template <typename T>
+void add_rows(const T* x, const std::int64_t* row, std::int64_t rows, std::int64_t width,
+              accumulation_t<T>* out, device::StreamHandle stream);
+
+}  // namespace cuda
 
 namespace reference {
 

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "device/stream_handle.hpp"
 #include "kernels/element.hpp"
 
 namespace athanor::kernels {
@@ -39,6 +40,24 @@ void head_norm_rotary_backward(const T* dy, const T* x, const T* weight, const a
                                const accumulation_t<T>* sin, const accumulation_t<T>* rstd,
                                const HeadsShape& shape, T* dx, accumulation_t<T>* dweight);
 }  // namespace cpu
+
+// Defined in a build with CUDA only. Pointers are to the device's memory; a call only queues its work on
+// `stream`, and throws DeviceError when that is refused.
+namespace cuda {
+template <typename T>
+void rotary(const T* x, const accumulation_t<T>* cos, const accumulation_t<T>* sin, const HeadsShape& shape,
+            RotaryDirection direction, T* y, device::StreamHandle stream);
+template <typename T>
+void head_norm_rotary_forward(const T* x, const T* weight, const accumulation_t<T>* cos,
+                              const accumulation_t<T>* sin, const HeadsShape& shape, double eps, T* y,
+                              accumulation_t<T>* rstd, device::StreamHandle stream);
+/// `partial` [norm_partials, C] as for rms_norm_backward() (norm.hpp).
+template <typename T>
+void head_norm_rotary_backward(const T* dy, const T* x, const T* weight, const accumulation_t<T>* cos,
+                               const accumulation_t<T>* sin, const accumulation_t<T>* rstd,
+                               const HeadsShape& shape, T* dx, accumulation_t<T>* dweight,
+                               accumulation_t<T>* partial, device::StreamHandle stream);
+}  // namespace cuda
 
 namespace reference {
 template <typename T>

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "base/activity.hpp"
 #include "base/error.hpp"
 #include "model/transformer_block.hpp"
 #include "moe/balance_loss.hpp"
@@ -120,6 +121,7 @@ const std::vector<std::int64_t>& Transformer::sparse_parameter_sets() const {
 
 at::Tensor Transformer::embed(const nn::TokenBatch& batch, const ForwardContext& context) const {
   ATHANOR_CHECK(parts_->embedding.has_value(), "this range of the model has no embedding");
+  const base::ScopedSpan span(base::SpanKind::compute, "embedding");
   at::Tensor x_BsD = parts_->embedding->forward(batch.tokens_BS);
   if (context.training && parts_->config.dropout > 0.0) {
     const auto& tp = parts_->grid->comm(parallel::Axis::tensor);
@@ -203,8 +205,9 @@ Transformer::Hidden Transformer::blocks(const at::Tensor& x_BsD, const nn::Token
                                         const ForwardContext& context) const {
   const at::ScalarType accumulation = parallel::accumulation_type(parts_->compute);
   // Shared, not a local: repeated passes in backward read the tables after this function has returned.
-  const auto tables = std::make_shared<const nn::RotaryTables>(nn::rotary_tables(
-      batch.positions_BS, parts_->config.resolved_head_dim(), parts_->config.rope_theta, accumulation));
+  const auto tables = std::make_shared<const nn::RotaryTables>(
+      nn::rotary_tables(batch.positions_BS, parts_->config.resolved_head_dim(), parts_->config.rope_theta,
+                        accumulation, x_BsD.device()));
   if (context.capture != nullptr) {
     start_capture(*context.capture, parts_->layers.size());
   }
@@ -244,13 +247,15 @@ Transformer::Hidden Transformer::blocks(const at::Tensor& x_BsD, const nn::Token
     }
   }
   if (parts_->final_norm) {
-    out.h_BsD = nn::rms_norm(out.h_BsD, nn::read_weight(parts_->final_norm), parts_->config.norm_eps);
+    out.h_BsD = nn::rms_norm(out.h_BsD, nn::read_weight(parts_->final_norm), parts_->config.norm_eps,
+                             parts_->config.storage.of(nn::ActivationClass::norm));
   }
   return out;
 }
 
 nn::CrossEntropy Transformer::head_loss(const at::Tensor& h_BsD, const nn::TokenBatch& batch,
                                         const nn::CrossEntropyOptions& options) const {
+  const base::ScopedSpan span(base::SpanKind::compute, "head");
   const auto& tp = parts_->grid->comm(parallel::Axis::tensor);
   return nn::vocab_parallel_cross_entropy(h_BsD, head_weight(), batch.labels_BS, head_first_id(), tp,
                                           options);
@@ -271,7 +276,7 @@ at::Tensor Transformer::head_logits(const at::Tensor& h_BsD, std::int64_t positi
   at::NoGradGuard no_grad;
   const auto& tp = parts_->grid->comm(parallel::Axis::tensor);
   const at::Tensor h_BSD = parallel::autograd::all_gather_dim(h_BsD, 1, tp, parallel::Traffic::other);
-  return nn::gather_logits(h_BSD.select(1, position).contiguous(), parts_->head->value,
+  return nn::gather_logits(h_BSD.select(1, position).contiguous(), head_weight().tensor,
                            parts_->config.vocab_size, tp);
 }
 

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <utility>
 
+#include "base/activity.hpp"
 #include "nn/functional.hpp"
 
 namespace athanor::model {
@@ -35,6 +36,7 @@ nn::AttentionOptions attention_options(const TransformerConfig& config) {
   options.norm_eps = config.norm_eps;
   options.init_std = config.init_std;
   options.output_init_std = output_std(config);
+  options.keep = config.storage.of(nn::ActivationClass::attention);
   return options;
 }
 
@@ -45,14 +47,16 @@ TransformerBlock::TransformerBlock(const TransformerConfig& config, const LayerS
                                    const parallel::ProcessGrid& grid)
     : prefix_(prefix),
       norm_eps_(config.norm_eps),
+      keep_norm_inputs_(config.storage.of(nn::ActivationClass::norm)),
       attention_norm_(add_norm(prefix + "attention_norm.weight", config.hidden, parameters)),
       ffn_norm_(add_norm(prefix + "ffn_norm.weight", config.hidden, parameters)),
       attention_(attention_options(config), prefix + "attention.", parameters, grid) {
   if (spec.ffn == FfnKind::sparse) {
-    moe::MoeLayer::Shape shape{config.hidden, config.init_std, output_std(config)};
+    moe::MoeLayer::Shape shape{config.hidden, config.init_std, output_std(config), config.storage};
     moe_.emplace(config.moe, shape, prefix + "moe.", parameters, grid);
   } else {
-    nn::FeedForwardOptions options{config.hidden, config.ffn, config.init_std, output_std(config)};
+    nn::FeedForwardOptions options{config.hidden, config.ffn, config.init_std, output_std(config),
+                                   config.storage.of(nn::ActivationClass::ffn)};
     ffn_.emplace(options, prefix + "ffn.", parameters, grid);
   }
 }
@@ -67,14 +71,19 @@ at::Tensor TransformerBlock::drop(const at::Tensor& x_BsD, const BlockContext& c
 }
 
 BlockOutput TransformerBlock::forward(const at::Tensor& x_BsD, const BlockContext& context) const {
-  const at::Tensor normed = nn::rms_norm(x_BsD, nn::read_weight(attention_norm_), norm_eps_);
+  const at::Tensor normed =
+      nn::rms_norm(x_BsD, nn::read_weight(attention_norm_), norm_eps_, keep_norm_inputs_);
   nn::QueriesKeys captured;
   nn::AttentionContext attention = context.attention;
   attention.capture = context.capture_attention ? &captured : nullptr;
-  const at::Tensor attended = attention_.forward(normed, attention);
+  const at::Tensor attended = [&] {
+    const base::ScopedSpan span(base::SpanKind::compute, "attention");
+    return attention_.forward(normed, attention);
+  }();
   const at::Tensor middle = x_BsD + drop(attended, context, "attention");
-  const at::Tensor ffn_input = nn::rms_norm(middle, nn::read_weight(ffn_norm_), norm_eps_);
+  const at::Tensor ffn_input = nn::rms_norm(middle, nn::read_weight(ffn_norm_), norm_eps_, keep_norm_inputs_);
   if (ffn_) {
+    const base::ScopedSpan span(base::SpanKind::compute, "feed-forward");
     return {middle + drop(ffn_->forward(ffn_input), context, "ffn"), at::Tensor(), std::move(captured)};
   }
   moe::MoeOutput sparse = moe_->forward(ffn_input, context.moe);

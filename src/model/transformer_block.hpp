@@ -36,6 +36,7 @@ class TransformerBlock {
 
   std::string prefix_;
   double norm_eps_ = 1e-6;
+  nn::Keep keep_norm_inputs_;
   std::shared_ptr<parallel::Parameter> attention_norm_, ffn_norm_;
   nn::CausalAttention attention_;
   std::optional<nn::FeedForward> ffn_;

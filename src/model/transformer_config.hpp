@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "moe/moe_options.hpp"
+#include "nn/activation_storage.hpp"
 
 namespace athanor::model {
 
@@ -25,6 +26,7 @@ struct TransformerConfig {
   double dropout = 0.0;
   bool recompute = false;  ///< keep only each block's input and run the block again in backward
   double init_std = 0.02;
+  nn::ActivationStorage storage;  ///< not from `model.*` but from `precision.*`
   moe::MoeOptions moe;
 
   std::int64_t resolved_head_dim() const { return head_dim > 0 ? head_dim : hidden / heads; }

@@ -5,13 +5,14 @@
 #include <vector>
 
 #include <ATen/ATen.h>
-#include <ATen/Dispatch.h>
 #include <ATen/core/grad_mode.h>
 
+#include "base/activity.hpp"
 #include "base/error.hpp"
-#include "kernels/activation.hpp"
 #include "kernels/grouped_gemm.hpp"
+#include "kernels/tensor_kernels.hpp"
 #include "moe/detail/attach_backward.hpp"
+#include "moe/detail/row_flow.hpp"
 #include "nn/weight.hpp"
 
 namespace athanor::moe {
@@ -26,19 +27,43 @@ struct Block {
 };
 
 /// Blocks of at most `max_rows` rows (or one expert), so that what passes between the products of an expert
-/// stays in the second-level cache.
-std::vector<Block> blocks_of(const std::vector<std::int64_t>& expert_rows, std::int64_t max_rows) {
+/// stays in the second-level cache; none is of two chunks. Experts are multiplied one by one, so no bit
+/// depends on this.
+std::vector<Block> blocks_of(const DispatchPlan& plan, std::int64_t max_rows) {
   std::vector<Block> blocks;
   std::int64_t row = 0;
-  for (std::size_t expert = 0; expert < expert_rows.size(); ++expert) {
-    if (blocks.empty() || blocks.back().num_rows + expert_rows[expert] > max_rows) {
-      blocks.push_back({static_cast<std::int64_t>(expert), 0, row, 0});
+  for (const DispatchChunk& chunk : plan.chunks) {
+    for (std::int64_t i = 0; i < chunk.num_experts; ++i) {
+      const std::int64_t expert = chunk.first_expert + i;
+      const std::int64_t rows = plan.expert_rows[static_cast<std::size_t>(expert)];
+      if (i == 0 || blocks.back().num_rows + rows > max_rows) {
+        blocks.push_back({expert, 0, row, 0});
+      }
+      ++blocks.back().num_experts;
+      blocks.back().num_rows += rows;
+      row += rows;
     }
-    ++blocks.back().num_experts;
-    blocks.back().num_rows += expert_rows[expert];
-    row += expert_rows[expert];
   }
   return blocks;
+}
+
+/// Calls compute(block), which turns rows into results, for all blocks, while the rows of other chunks are
+/// under way. Undefined results: nobody asks for them back.
+template <typename Compute>
+void compute_chunks(const DispatchPlan& plan, const std::vector<Block>& blocks, detail::RowFlow& flow,
+                    const at::Tensor& rows, const at::Tensor& results, const Compute& compute) {
+  auto block = blocks.begin();
+  for (std::size_t c = 0; c < plan.chunks.size(); ++c) {
+    const std::int64_t end = plan.chunks[c].first_expert + plan.chunks[c].num_experts;
+    flow.await(rows, plan, c);
+    for (; block != blocks.end() && block->first_expert < end; ++block) {
+      compute(*block);
+      flow.progress();
+    }
+    if (results.defined()) {
+      flow.give_back(results, plan, c);
+    }
+  }
 }
 
 std::int64_t largest(const std::vector<Block>& blocks) {
@@ -50,20 +75,6 @@ std::int64_t largest(const std::vector<Block>& blocks) {
 }
 
 constexpr std::int64_t block_rows = 256;
-
-void swiglu_forward(const at::Tensor& gate_up, const at::Tensor& h) {
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, h.scalar_type(), "swiglu_forward", [&] {
-    kernels::cpu::swiglu_forward(gate_up.const_data_ptr<scalar_t>(), h.size(0), h.size(1),
-                                 h.mutable_data_ptr<scalar_t>());
-  });
-}
-
-void swiglu_backward(const at::Tensor& dh, const at::Tensor& gate_up, const at::Tensor& dgate_up) {
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, dh.scalar_type(), "swiglu_backward", [&] {
-    kernels::cpu::swiglu_backward(dh.const_data_ptr<scalar_t>(), gate_up.const_data_ptr<scalar_t>(),
-                                  dh.size(0), dh.size(1), dgate_up.mutable_data_ptr<scalar_t>());
-  });
-}
 
 /// Where a weight's gradient goes: its accumulator, a tensor for autograd, or nowhere (frozen).
 class GradientTarget {
@@ -103,41 +114,56 @@ class GradientTarget {
 struct Pass {
   std::shared_ptr<const DispatchPlan> plan;
   nn::Weight gate_up_w, down_w;
-  at::Tensor rows;     ///< as given
-  at::Tensor gate_up;  ///< [R, 2F], before the activation
+  nn::StoredActivation rows;     ///< [at least R, D]
+  nn::StoredActivation gate_up;  ///< [R, 2F], before the activation
+  bool wants_row_gradients = false;
 };
 
-at::Tensor forward_rows(Pass& pass) {
+/// `rows` as given.
+at::Tensor forward_rows(Pass& pass, const at::Tensor& rows_in, const nn::Keep& keep) {
   const DispatchPlan& plan = *pass.plan;
   const std::span<const std::int64_t> counts = plan.expert_rows;
-  const std::vector<Block> blocks = blocks_of(plan.expert_rows, block_rows);
+  const std::vector<Block> blocks = blocks_of(plan, block_rows);
   const std::int64_t ffn = pass.down_w.tensor.size(2);
-  const auto options = pass.rows.options();
-  pass.gate_up = at::empty({plan.num_expert_rows(), 2 * ffn}, options);
+  const auto options = rows_in.options();
+  // Of a row buffer only the first R rows are read.
+  pass.rows = keep ? nn::allocate_rows(plan.num_expert_rows(), rows_in.size(1), options, keep)
+                   : nn::StoredActivation{rows_in, at::Tensor()};
+  pass.gate_up = nn::allocate_rows(plan.num_expert_rows(), 2 * ffn, options, keep);
+  const at::Tensor gate_up_scratch = keep ? at::empty({largest(blocks), 2 * ffn}, options) : at::Tensor();
   const at::Tensor h_scratch = at::empty({largest(blocks), ffn}, options);
-  at::Tensor y = at::empty({plan.buffer_rows(), pass.rows.size(1)}, options);
-  for (const Block& block : blocks) {
+  at::Tensor y = at::empty({plan.buffer_rows(), rows_in.size(1)}, options);
+  compute_chunks(plan, blocks, *plan.forward_flow, rows_in, y, [&](const Block& block) {
     const auto rows = counts.subspan(static_cast<std::size_t>(block.first_expert),
                                      static_cast<std::size_t>(block.num_experts));
-    const at::Tensor gate_up = pass.gate_up.narrow(0, block.first_row, block.num_rows);
+    const nn::StoredActivation kept = pass.gate_up.narrow(block.first_row, block.num_rows);
+    const at::Tensor gate_up = keep ? gate_up_scratch.narrow(0, 0, block.num_rows) : kept.data;
     const at::Tensor h = h_scratch.narrow(0, 0, block.num_rows);
-    kernels::grouped_linear(pass.rows.narrow(0, block.first_row, block.num_rows),
-                            pass.gate_up_w.tensor.narrow(0, block.first_expert, block.num_experts), rows,
+    const at::Tensor x = rows_in.narrow(0, block.first_row, block.num_rows);
+    kernels::grouped_linear(x, pass.gate_up_w.tensor.narrow(0, block.first_expert, block.num_experts), rows,
                             gate_up);
-    swiglu_forward(gate_up, h);
+    if (keep) {
+      nn::store_rows(pass.rows.narrow(block.first_row, block.num_rows), x);
+      nn::store_rows(kept, gate_up);
+    }
+    kernels::kernels_of(h).swiglu_forward(gate_up, h);
     kernels::grouped_linear(h, pass.down_w.tensor.narrow(0, block.first_expert, block.num_experts), rows,
                             y.narrow(0, block.first_row, block.num_rows));
-  }
+  });
   return y;
 }
 
 /// Working memory of one block in backward.
 struct BackwardScratch {
-  BackwardScratch(std::int64_t rows, std::int64_t ffn, const at::TensorOptions& options)
+  BackwardScratch(std::int64_t rows, std::int64_t ffn, std::int64_t hidden, bool restores,
+                  const at::TensorOptions& options)
       : h(at::empty({rows, ffn}, options)),
         dh(at::empty({rows, ffn}, options)),
-        dgate_up(at::empty({rows, 2 * ffn}, options)) {}
+        dgate_up(at::empty({rows, 2 * ffn}, options)),
+        gate_up(restores ? at::empty({rows, 2 * ffn}, options) : at::Tensor()),
+        rows_in(restores ? at::empty({rows, hidden}, options) : at::Tensor()) {}
   at::Tensor h, dh, dgate_up;
+  at::Tensor gate_up, rows_in;  ///< where they are not kept as they are
 };
 
 void backward_block(const Pass& pass, const Block& block, const at::Tensor& dy_all,
@@ -155,29 +181,34 @@ void backward_block(const Pass& pass, const Block& block, const at::Tensor& dy_a
   const at::Tensor h = scratch.h.narrow(0, 0, block.num_rows);
   const at::Tensor dh = scratch.dh.narrow(0, 0, block.num_rows);
   const at::Tensor dgate_up = scratch.dgate_up.narrow(0, 0, block.num_rows);
-  const at::Tensor gate_up = in_block(pass.gate_up);
+  const at::Tensor gate_up =
+      nn::restore_rows(pass.gate_up.narrow(block.first_row, block.num_rows), scratch.gate_up);
+  const at::Tensor rows_in =
+      nn::restore_rows(pass.rows.narrow(block.first_row, block.num_rows), scratch.rows_in);
   const at::Tensor dy = in_block(dy_all);
 
-  swiglu_forward(gate_up, h);
+  kernels::kernels_of(h).swiglu_forward(gate_up, h);
   ddown_w.add(dy, h, rows, block);
   kernels::grouped_linear_data_gradient(dy, of_experts(pass.down_w.tensor), rows, dh);
-  swiglu_backward(dh, gate_up, dgate_up);
-  dgate_up_w.add(dgate_up, in_block(pass.rows), rows, block);
+  kernels::kernels_of(dh).swiglu_backward(dh, gate_up, dgate_up);
+  dgate_up_w.add(dgate_up, rows_in, rows, block);
   kernels::grouped_linear_data_gradient(dgate_up, of_experts(pass.gate_up_w.tensor), rows, in_block(dx_all));
 }
 
 /// Gradients of rows, gate_up and down.
 detail::TensorVector backward_rows(const Pass& pass, const at::Tensor& dy) {
   const at::NoGradGuard no_grad;
-  const std::vector<Block> blocks = blocks_of(pass.plan->expert_rows, block_rows);
+  const std::vector<Block> blocks = blocks_of(*pass.plan, block_rows);
   const GradientTarget dgate_up_w(pass.gate_up_w);
   const GradientTarget ddown_w(pass.down_w);
-  const BackwardScratch scratch(largest(blocks), pass.down_w.tensor.size(2), pass.rows.options());
-  at::Tensor dx = at::empty(pass.rows.sizes(), pass.rows.options());
+  const std::int64_t hidden = pass.rows.data.size(1);
+  const BackwardScratch scratch(largest(blocks), pass.down_w.tensor.size(2), hidden, pass.rows.is_fp8(),
+                                dy.options());
+  at::Tensor dx = at::empty({pass.plan->buffer_rows(), hidden}, dy.options());
   const at::Tensor dy_rows = dy.contiguous();
-  for (const Block& block : blocks) {
-    backward_block(pass, block, dy_rows, scratch, dgate_up_w, ddown_w, dx);
-  }
+  compute_chunks(
+      *pass.plan, blocks, *pass.plan->backward_flow, dy_rows, pass.wants_row_gradients ? dx : at::Tensor(),
+      [&](const Block& block) { backward_block(pass, block, dy_rows, scratch, dgate_up_w, ddown_w, dx); });
   return {dx, dgate_up_w.finish(), ddown_w.finish()};
 }
 
@@ -198,7 +229,8 @@ std::shared_ptr<parallel::Parameter> add_sharded(const std::string& name,
 
 GroupedExperts::GroupedExperts(const MoeOptions& options, std::int64_t hidden, const Init& init,
                                const std::string& prefix, parallel::ParameterMap& parameters,
-                               const parallel::ProcessGrid& grid) {
+                               const parallel::ProcessGrid& grid)
+    : keep_(init.keep) {
   validate(options, grid.size(parallel::Axis::expert));
   const std::int64_t experts = options.num_experts;
   gate_up_ = add_sharded(prefix + "gate_up", {experts, 2 * options.ffn, hidden}, init.std, parameters, grid);
@@ -211,14 +243,16 @@ at::Tensor GroupedExperts::forward(const at::Tensor& rows,
   pass->plan = plan;
   pass->gate_up_w = nn::read_weight(gate_up_);
   pass->down_w = nn::read_weight(down_);
-  pass->rows = rows.detach();
+  pass->wants_row_gradients = rows.requires_grad();
+  const nn::Keep keep = nn::keep_if_backward(keep_);
   at::Tensor y;
   {
     const at::NoGradGuard no_grad;
-    y = forward_rows(*pass);
+    const base::ScopedSpan span(base::SpanKind::compute, "experts");
+    y = forward_rows(*pass, rows.detach(), keep);
   }
   return detail::attach_backward(
-      {rows, pass->gate_up_w.tensor, pass->down_w.tensor}, {y},
+      "experts backward", {rows, pass->gate_up_w.tensor, pass->down_w.tensor}, {y},
       [pass](const detail::TensorVector& gradients) { return backward_rows(*pass, gradients[0]); })[0];
 }
 

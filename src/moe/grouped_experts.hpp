@@ -10,6 +10,7 @@
 
 #include "moe/moe_options.hpp"
 #include "moe/token_dispatcher.hpp"
+#include "nn/stored_activation.hpp"
 #include "parallel/parameter_map.hpp"
 #include "parallel/process_grid.hpp"
 
@@ -20,6 +21,7 @@ class GroupedExperts {
   struct Init {
     double std = 0.02;
     double output_std = 0.02;
+    nn::Keep keep{};  ///< how rows, gate and up are kept for backward
   };
   /// Makes `prefix`gate_up [E, 2F, D] (gate first) and `prefix`down [E, D, F], sharded on E over ep. Throws
   /// ConfigError when ep does not divide the experts.
@@ -32,6 +34,7 @@ class GroupedExperts {
   at::Tensor forward(const at::Tensor& rows, const std::shared_ptr<const DispatchPlan>& plan) const;
 
  private:
+  nn::Keep keep_;
   std::shared_ptr<parallel::Parameter> gate_up_, down_;
 };
 

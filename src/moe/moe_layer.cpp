@@ -4,6 +4,7 @@
 
 #include <ATen/ATen.h>
 
+#include "base/activity.hpp"
 #include "base/error.hpp"
 #include "moe/grouped_experts.hpp"
 #include "moe/router.hpp"
@@ -17,8 +18,11 @@ struct MoeLayer::Parts {
         parallel::ParameterMap& parameters, const parallel::ProcessGrid& process_grid)
       : grid(&process_grid),
         router(options, shape.hidden, shape.init_std, prefix + "router.", parameters, process_grid),
-        dispatcher(options.num_experts, process_grid.comm(parallel::Axis::expert), options.wire),
-        experts(options, shape.hidden, {shape.init_std, shape.output_init_std}, prefix + "experts.",
+        keep(shape.storage.of(nn::ActivationClass::experts)),
+        keep_shared(shape.storage.of(nn::ActivationClass::ffn)),
+        dispatcher(options.num_experts, process_grid.comm(parallel::Axis::expert), options.wire, keep,
+                   options.dispatch_chunks),
+        experts(options, shape.hidden, {shape.init_std, shape.output_init_std, keep}, prefix + "experts.",
                 parameters, process_grid) {
     if (options.shared_experts > 0) {
       nn::FeedForwardOptions shared_options;
@@ -26,12 +30,14 @@ struct MoeLayer::Parts {
       shared_options.ffn = options.shared_experts * options.ffn;
       shared_options.init_std = shape.init_std;
       shared_options.output_init_std = shape.output_init_std;
+      shared_options.keep = keep_shared;
       shared.emplace(shared_options, prefix + "shared.", parameters, process_grid);
     }
   }
 
   const parallel::ProcessGrid* grid;
   TopKRouter router;
+  nn::Keep keep, keep_shared;
   TokenDispatcher dispatcher;
   GroupedExperts experts;
   std::optional<nn::FeedForward> shared;
@@ -58,8 +64,18 @@ MoeOutput MoeLayer::forward(const at::Tensor& x_BsD, const MoeContext& context) 
   // Padding is neither routed nor counted.
   const at::Tensor x_TD =
       (padded ? x_BsD.narrow(1, 0, slice.real_count) : x_BsD).reshape({sequences * slice.real_count, hidden});
-  const Routing routing = parts_->router.forward(x_TD, context);
-  const auto plan = parts_->dispatcher.plan(routing);
+  // The router and shared experts keep the same input, once: in FP8 where both may.
+  const bool is_kept_twice = parts_->shared.has_value() && tp.size() == 1 && !padded;
+  const nn::Keep keep = is_kept_twice && !parts_->keep_shared ? std::nullopt : parts_->keep;
+  const nn::StoredActivation kept_x = nn::store_activation(x_TD, nn::keep_if_backward(keep));
+  const Routing routing = [&] {
+    const base::ScopedSpan span(base::SpanKind::compute, "route");
+    return parts_->router.forward(x_TD, context, kept_x);
+  }();
+  const auto plan = [&] {
+    const base::ScopedSpan span(base::SpanKind::compute, "plan");
+    return parts_->dispatcher.plan(routing);
+  }();
   const at::Tensor rows = parts_->experts.forward(parts_->dispatcher.dispatch(x_TD, plan), plan);
   at::Tensor y =
       parts_->dispatcher.combine(rows, routing.gates_TK, plan).view({sequences, slice.real_count, hidden});
@@ -67,7 +83,12 @@ MoeOutput MoeLayer::forward(const at::Tensor& x_BsD, const MoeContext& context) 
     y = at::constant_pad_nd(y, {0, 0, 0, slice.count - slice.real_count});
   }
   if (parts_->shared.has_value()) {
-    y = y + parts_->shared->forward(x_BsD);
+    const base::ScopedSpan span(base::SpanKind::compute, "shared experts");
+    nn::StoredActivation kept;
+    if (is_kept_twice) {
+      kept = kept_x.is_fp8() ? kept_x.view(x_BsD.sizes()) : nn::StoredActivation{x_BsD, at::Tensor()};
+    }
+    y = y + parts_->shared->forward(x_BsD, kept);
   }
   return {y, routing.aux};
 }

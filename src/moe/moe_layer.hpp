@@ -13,6 +13,7 @@
 #include "moe/moe_options.hpp"
 #include "moe/routing.hpp"
 #include "moe/statistics.hpp"
+#include "nn/activation_storage.hpp"
 #include "parallel/parameter_map.hpp"
 #include "parallel/process_grid.hpp"
 
@@ -33,6 +34,7 @@ class MoeLayer {
     std::int64_t hidden = 0;
     double init_std = 0.02;
     double output_init_std = 0.02;
+    nn::ActivationStorage storage{};  ///< of what backward reads
   };
   MoeLayer(const MoeOptions& options, const Shape& shape, const std::string& prefix,
            parallel::ParameterMap& parameters, const parallel::ProcessGrid& grid);

@@ -78,6 +78,11 @@ void validate(const MoeOptions& options, int ep) {
         "block of experts) choose an ep that divides {}",
         options.num_experts, ep, options.num_experts);
   }
+  if (options.dispatch_chunks < 1 || options.dispatch_chunks > options.num_experts / ep) {
+    throw base::ConfigError(
+        "moe.dispatch_chunks = {} is out of range (a rank's {} experts are its parts) give 1 to {}",
+        options.dispatch_chunks, options.num_experts / ep, options.num_experts / ep);
+  }
 }
 
 std::int64_t sequence_capacity(const MoeOptions& options, std::int64_t seq) {

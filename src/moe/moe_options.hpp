@@ -36,12 +36,13 @@ struct MoeOptions {
   DropPolicy drop = DropPolicy::position;
   std::vector<BalanceKind> balance = {BalanceKind::squared};
   BalanceCounts balance_counts = BalanceCounts::batch;
-  double balance_weight = 0.006;  ///< alpha
-  double z_weight = 0.0;          ///< c_z; 0: no z-loss
-  double bias_rate = 0.001;       ///< gamma of the bias update
-  std::int64_t every = 1;         ///< every n-th layer is sparse (the last of each n)
-  RowWire wire;                   ///< not from `moe.*` but from `precision.*`
-  bool force_uniform = false;     ///< benchmarks only: choice ignores the router, perfectly balanced
+  double balance_weight = 0.006;     ///< alpha
+  double z_weight = 0.0;             ///< c_z; 0: no z-loss
+  double bias_rate = 0.001;          ///< gamma of the bias update
+  std::int64_t every = 1;            ///< every n-th layer is sparse (the last of each n)
+  std::int64_t dispatch_chunks = 1;  ///< parts in which a layer's rows are exchanged; 1: no overlap
+  RowWire wire;                      ///< not from `moe.*` but from `precision.*`
+  bool force_uniform = false;        ///< benchmarks only: choice ignores the router, perfectly balanced
 
   bool uses(BalanceKind kind) const {
     for (BalanceKind used : balance) {

@@ -8,6 +8,7 @@
 #include <ATen/core/grad_mode.h>
 
 #include "base/error.hpp"
+#include "kernels/grouped_gemm.hpp"
 #include "moe/capacity.hpp"
 #include "moe/detail/attach_backward.hpp"
 #include "moe/detail/router_kernels.hpp"
@@ -17,7 +18,9 @@
 namespace athanor::moe {
 namespace {
 
-/// What one forward pass computes and what its backward needs. A is the accumulation type.
+/// What one forward pass computes and what its backward needs. A is the accumulation type. Choices are made
+/// on the CPU, where the exchange needs their counts: of a pass on a GPU only x and the products with the
+/// weight are there.
 struct Pass {
   std::int64_t tokens = 0;
   std::int64_t sequences = 0;
@@ -26,7 +29,9 @@ struct Pass {
   bool sigmoid = false;
   double z_coefficient = 0.0;
 
-  at::Tensor x_TD;  ///< as given
+  at::Tensor x_TD;  ///< as given; not kept after forward
+  nn::StoredActivation kept_x;
+  at::ScalarType x_type = at::kFloat;
   nn::Weight weight_ED;
   at::Tensor logits_TE;      ///< x W^T; after forward only kept when the z-loss of sigmoid scores needs it
   at::Tensor y_TE;           ///< log s up to a constant of the row; not kept after forward
@@ -61,7 +66,7 @@ void for_type_of(const at::Tensor& tensor, const Function& function) {
 
 void compute_scores(Pass& pass) {
   const at::ScalarType type = acc_type(pass.x_TD);
-  pass.logits_TE = at::mm(pass.x_TD.to(type), pass.weight_ED.tensor.to(type).t());
+  pass.logits_TE = kernels::matmul(pass.x_TD.to(type), pass.weight_ED.tensor.to(type).t()).cpu();
   pass.y_TE = pass.sigmoid ? at::log_sigmoid(pass.logits_TE) : pass.logits_TE;
   pass.normalised_TE = at::softmax(pass.y_TE, -1);
   pass.scores_TE = pass.sigmoid ? at::sigmoid(pass.logits_TE) : pass.normalised_TE;
@@ -228,13 +233,14 @@ at::Tensor logits_gradient(const Pass& pass, const at::Tensor& dgates_TK, const 
 /// Gradients of x and of the weight (undefined when its sink took it).
 detail::TensorVector backward(const Pass& pass, const at::Tensor& dgates_TK, const at::Tensor& daux) {
   const at::NoGradGuard no_grad;
-  const at::Tensor dlogits = logits_gradient(pass, dgates_TK, daux);
+  const at::Tensor dlogits = logits_gradient(pass, dgates_TK.defined() ? dgates_TK.cpu() : dgates_TK, daux)
+                                 .to(pass.weight_ED.tensor.device());
   const at::ScalarType type = dlogits.scalar_type();
-  const at::Tensor dx = at::mm(dlogits, pass.weight_ED.tensor.to(type)).to(pass.x_TD.scalar_type());
+  const at::Tensor dx = kernels::matmul(dlogits, pass.weight_ED.tensor.to(type)).to(pass.x_type);
   if (pass.weight_ED.sink == nullptr && !pass.weight_ED.tensor.requires_grad()) {
     return {dx, at::Tensor()};  // frozen
   }
-  const at::Tensor x = pass.x_TD.to(type);
+  const at::Tensor x = nn::restore_activation(pass.kept_x, type).to(type);
   if (pass.weight_ED.sink != nullptr) {
     pass.weight_ED.sink->add_matmul(dlogits.t(), x);
     return {dx, at::Tensor()};
@@ -244,6 +250,7 @@ detail::TensorVector backward(const Pass& pass, const at::Tensor& dgates_TK, con
 
 /// Drops what only forward needed.
 void keep_for_backward(Pass& pass) {
+  pass.x_TD.reset();
   pass.y_TE.reset();
   pass.score_sums_BE.reset();
   if (!pass.sigmoid) {
@@ -267,7 +274,8 @@ TopKRouter::TopKRouter(const MoeOptions& options, std::int64_t hidden, double in
   weight_ = parameters.add(parameter);
 }
 
-Routing TopKRouter::forward(const at::Tensor& x_TD, const MoeContext& context) const {
+Routing TopKRouter::forward(const at::Tensor& x_TD, const MoeContext& context,
+                            const nn::StoredActivation& kept_x) const {
   const parallel::Communicator& tp = grid_->comm(parallel::Axis::tensor);
   const nn::TokenBatch& batch = *context.batch;
   auto pass = std::make_shared<Pass>();
@@ -283,6 +291,8 @@ Routing TopKRouter::forward(const at::Tensor& x_TD, const MoeContext& context) c
                                              : detail::GateKind::softmax;
   pass->weight_ED = nn::read_weight(weight_);
   pass->x_TD = x_TD;
+  pass->kept_x = kept_x.is_defined() ? kept_x : nn::StoredActivation{x_TD, at::Tensor()};
+  pass->x_type = x_TD.scalar_type();
 
   Routing routing;
   detail::TensorVector outputs;
@@ -304,7 +314,9 @@ Routing TopKRouter::forward(const at::Tensor& x_TD, const MoeContext& context) c
     if (terms.coefficients.defined()) {
       pass->coefficients = terms.coefficients.to(pass->normalised_TE.scalar_type()).contiguous();
     }
-    outputs.push_back(pass->kept_TK.defined() ? pass->gates_TK * pass->kept_TK : pass->gates_TK.alias());
+    const at::Tensor gates_TK =
+        pass->kept_TK.defined() ? pass->gates_TK * pass->kept_TK : pass->gates_TK.alias();
+    outputs.push_back(gates_TK.to(x_TD.device()));
     if (terms.any()) {
       outputs.push_back(aux_value(*pass, terms));
     }
@@ -312,10 +324,11 @@ Routing TopKRouter::forward(const at::Tensor& x_TD, const MoeContext& context) c
   }
   routing.topk_ids_TK = pass->ids_TK;
   routing.kept_TK = pass->kept_TK;
-  outputs = detail::attach_backward(
-      {x_TD, pass->weight_ED.tensor}, outputs, [pass](const detail::TensorVector& gradients) {
-        return backward(*pass, gradients[0], gradients.size() > 1 ? gradients[1] : at::Tensor());
-      });
+  outputs = detail::attach_backward("route backward", {x_TD, pass->weight_ED.tensor}, outputs,
+                                    [pass](const detail::TensorVector& gradients) {
+                                      return backward(*pass, gradients[0],
+                                                      gradients.size() > 1 ? gradients[1] : at::Tensor());
+                                    });
   routing.gates_TK = outputs[0];
   routing.aux = outputs.size() > 1 ? outputs[1] : at::Tensor();
   return routing;

@@ -11,6 +11,7 @@
 #include "moe/balance_loss.hpp"
 #include "moe/moe_options.hpp"
 #include "moe/routing.hpp"
+#include "nn/stored_activation.hpp"
 #include "parallel/parameter_map.hpp"
 #include "parallel/process_grid.hpp"
 
@@ -29,8 +30,10 @@ class TopKRouter {
              parallel::ParameterMap& parameters, const parallel::ProcessGrid& grid);
 
   /// Routes x_TD, the real positions of this rank's slice of all B sequences. Adds to *context.statistics.
-  /// Collective as BalanceLoss::terms, and over tp (an all-gather) when capacity is limited.
-  Routing forward(const at::Tensor& x_TD, const MoeContext& context) const;
+  /// Collective as BalanceLoss::terms, and over tp (an all-gather) when capacity is limited. The weight's
+  /// gradient is that of `kept_x`, x as it is kept for backward (undefined: x itself).
+  Routing forward(const at::Tensor& x_TD, const MoeContext& context,
+                  const nn::StoredActivation& kept_x = {}) const;
 
  private:
   MoeOptions options_;

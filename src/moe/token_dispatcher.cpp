@@ -5,11 +5,14 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 
+#include "base/activity.hpp"
 #include "base/error.hpp"
 #include "moe/detail/attach_backward.hpp"
+#include "moe/detail/row_flow.hpp"
 #include "moe/detail/row_wire.hpp"
 #include "moe/detail/rows.hpp"
 #include "parallel/collectives/collectives.hpp"
+#include "parallel/shard_spec.hpp"
 
 namespace athanor::moe {
 namespace {
@@ -22,6 +25,13 @@ struct Choices {
   const bool* kept;  ///< nullptr: all
   std::int64_t count;
   bool is_kept(std::int64_t choice) const { return kept == nullptr || kept[choice]; }
+};
+
+/// How the experts lie on the ranks.
+struct ExpertLayout {
+  std::int64_t ranks;
+  std::int64_t own;  ///< this rank
+  std::int64_t local_experts;
 };
 
 at::Tensor count_by_expert(const Choices& choices, std::int64_t num_experts) {
@@ -50,34 +60,62 @@ Indices first_rows(const std::int64_t* received_counts, std::int64_t sources, st
   return first;
 }
 
-/// Rows of the received parts, which come in the order (source rank, expert, position).
-void place_received(DispatchPlan& plan, const std::int64_t* received_counts, const Indices& first,
-                    std::int64_t own, std::int64_t sources, std::int64_t local_experts) {
-  for (std::int64_t source = 0; source < sources; ++source) {
-    std::int64_t rows = 0;
-    for (std::int64_t part = source * local_experts; source != own && part < (source + 1) * local_experts;
-         ++part) {
-      for (std::int64_t i = 0; i < received_counts[part]; ++i) {
-        plan.received_row.push_back(first[static_cast<std::size_t>(part)] + i);
-      }
-      rows += received_counts[part];
+/// Divides the local experts into chunks and counts what each of them moves.
+void make_chunks(DispatchPlan& plan, const std::int64_t* counts_E, const std::int64_t* received_counts,
+                 const ExpertLayout& layout, std::int64_t chunks) {
+  std::int64_t sent = 0;
+  std::int64_t received = 0;
+  for (std::int64_t c = 0; c < chunks; ++c) {
+    const parallel::Block experts = parallel::block_of(layout.local_experts, chunks, c);
+    DispatchChunk chunk{experts.first, experts.count, sent, received, {}, {}};
+    for (std::int64_t rank = 0; rank < layout.ranks; ++rank) {
+      const auto rows_of = [&](const std::int64_t* counts) {
+        const std::int64_t* first = counts + rank * layout.local_experts + experts.first;
+        return rank == layout.own ? 0 : std::accumulate(first, first + experts.count, std::int64_t{0});
+      };
+      chunk.send_rows.push_back(rows_of(counts_E));
+      chunk.receive_rows.push_back(rows_of(received_counts));
     }
-    plan.receive_rows.push_back(rows);
+    sent += chunk.num_sent();
+    received += chunk.num_received();
+    plan.chunks.push_back(std::move(chunk));
   }
+}
+
+/// Calls visit(part) for each part of another rank, part = rank * local experts + local expert, in the order
+/// in which rows travel: (chunk, rank, expert).
+template <typename Visit>
+void for_remote_parts(const DispatchPlan& plan, const ExpertLayout& layout, const Visit& visit) {
+  for (const DispatchChunk& chunk : plan.chunks) {
+    for (std::int64_t rank = 0; rank < layout.ranks; ++rank) {
+      for (std::int64_t i = 0; rank != layout.own && i < chunk.num_experts; ++i) {
+        visit(rank * layout.local_experts + chunk.first_expert + i);
+      }
+    }
+  }
+}
+
+/// Rows of the received parts, each of which comes in the order of position.
+void place_received(DispatchPlan& plan, const std::int64_t* received_counts, const Indices& first,
+                    const ExpertLayout& layout) {
+  for_remote_parts(plan, layout, [&](std::int64_t part) {
+    for (std::int64_t i = 0; i < received_counts[part]; ++i) {
+      plan.received_row.push_back(first[static_cast<std::size_t>(part)] + i);
+    }
+  });
 }
 
 /// Gives every kept choice its row: a counting sort by expert, stable in the position of the token.
 void place_choices(DispatchPlan& plan, const Choices& choices, const std::int64_t* counts_E,
-                   const Indices& first, std::int64_t own, std::int64_t local_experts) {
-  const std::int64_t sources = static_cast<std::int64_t>(plan.receive_rows.size());
-  const std::int64_t num_experts = sources * local_experts;
-  Indices next(static_cast<std::size_t>(num_experts));
+                   const Indices& first, const ExpertLayout& layout) {
+  const std::int64_t own = layout.own;
+  const std::int64_t local_experts = layout.local_experts;
+  Indices next = first;  // of own experts; those of others:
   std::int64_t sent = 0;
-  for (std::int64_t expert = 0; expert < num_experts; ++expert) {
-    const bool is_own = expert / local_experts == own;
-    next[static_cast<std::size_t>(expert)] = is_own ? first[static_cast<std::size_t>(expert)] : sent;
-    sent += is_own ? 0 : counts_E[expert];
-  }
+  for_remote_parts(plan, layout, [&](std::int64_t expert) {
+    next[static_cast<std::size_t>(expert)] = sent;
+    sent += counts_E[expert];
+  });
   const std::int64_t expert_rows = plan.num_expert_rows();
   const auto own_rows =
       std::accumulate(counts_E + own * local_experts, counts_E + (own + 1) * local_experts, std::int64_t{0});
@@ -113,35 +151,6 @@ bool is_exchanged_as_is(base::WireType wire, const at::Tensor& rows, const paral
   return ep.size() == 1 || detail::travels_as_is(wire, rows.scalar_type());
 }
 
-/// Rows that this rank computed for others go back to them, into the tail of their buffers.
-void return_rows(const at::Tensor& rows, const DispatchPlan& plan, const parallel::Communicator& ep,
-                 const RowWire& wire, parallel::Traffic purpose) {
-  const at::Tensor returned = at::empty({plan.num_received(), rows.size(1)}, rows.options());
-  detail::copy_rows(returned, {}, rows, plan.received_row);
-  const at::Tensor tail = sent_part(rows, plan);
-  if (is_exchanged_as_is(wire.combine, rows, ep)) {
-    detail::exchange_rows(tail, plan.send_rows, returned, plan.receive_rows, ep, purpose);
-    return;
-  }
-  const at::Tensor packed = detail::pack_rows(returned, wire.combine, wire.fp8_format, ep.traffic());
-  const at::Tensor arrived = at::empty({plan.num_sent(), packed.size(1)}, packed.options());
-  detail::exchange_rows(arrived, plan.send_rows, packed, plan.receive_rows, ep, purpose);
-  detail::unpack_rows(arrived, wire.fp8_format, tail, {});
-}
-
-/// Rows for other ranks' experts, `outgoing` as they travel, go to them; the rows from others go to their
-/// places in `rows`.
-void deliver_rows(const at::Tensor& rows, const at::Tensor& outgoing, const DispatchPlan& plan,
-                  const parallel::Communicator& ep, const RowWire& wire, parallel::Traffic purpose) {
-  const at::Tensor received = at::empty({plan.num_received(), outgoing.size(1)}, outgoing.options());
-  detail::exchange_rows(received, plan.receive_rows, outgoing, plan.send_rows, ep, purpose);
-  if (outgoing.scalar_type() == rows.scalar_type()) {
-    detail::copy_rows(rows, plan.received_row, received, {});
-  } else {
-    detail::unpack_rows(received, wire.fp8_format, rows, plan.received_row);
-  }
-}
-
 /// The rows of x that are sent, as they travel. A token is rounded once, whatever number of ranks it goes to.
 at::Tensor outgoing_tokens(const at::Tensor& x_TD, const at::Tensor& rows, const DispatchPlan& plan,
                            const parallel::Communicator& ep, const RowWire& wire) {
@@ -158,20 +167,28 @@ at::Tensor outgoing_tokens(const at::Tensor& x_TD, const at::Tensor& rows, const
 
 }  // namespace
 
+std::int64_t DispatchChunk::num_sent() const {
+  return std::accumulate(send_rows.begin(), send_rows.end(), std::int64_t{0});
+}
+std::int64_t DispatchChunk::num_received() const {
+  return std::accumulate(receive_rows.begin(), receive_rows.end(), std::int64_t{0});
+}
+
 std::int64_t DispatchPlan::num_expert_rows() const {
   return std::accumulate(expert_rows.begin(), expert_rows.end(), std::int64_t{0});
 }
 
 TokenDispatcher::TokenDispatcher(std::int64_t num_experts, const parallel::Communicator& ep,
-                                 const RowWire& wire)
-    : num_experts_(num_experts), ep_(&ep), wire_(wire) {
+                                 const RowWire& wire, const nn::Keep& keep, std::int64_t chunks)
+    : num_experts_(num_experts), ep_(&ep), wire_(wire), keep_(keep), chunks_(chunks) {
   ATHANOR_CHECK(wire.combine != base::WireType::fp8, "results travel in full or bf16");
   ATHANOR_CHECK(num_experts % ep.size() == 0, "{} experts over {} ranks", num_experts, ep.size());
+  ATHANOR_CHECK(chunks >= 1 && chunks <= num_experts / ep.size(), "{} experts in {} chunks",
+                num_experts / ep.size(), chunks);
 }
 
 std::shared_ptr<const DispatchPlan> TokenDispatcher::plan(const Routing& routing) const {
   const std::int64_t sources = ep_->size();
-  const std::int64_t own = ep_->rank();
   const std::int64_t local_experts = num_experts_ / sources;
   auto plan = std::make_shared<DispatchPlan>();
   plan->tokens = routing.topk_ids_TK.size(0);
@@ -185,15 +202,13 @@ std::shared_ptr<const DispatchPlan> TokenDispatcher::plan(const Routing& routing
       parallel::exchange_counts(counts.view({sources, local_experts}), *ep_, parallel::Traffic::dispatch);
   const auto* counts_E = counts.const_data_ptr<std::int64_t>();
   const auto* received_counts = received.const_data_ptr<std::int64_t>();
+  const ExpertLayout layout{sources, ep_->rank(), local_experts};
   const Indices first_by_part = first_rows(received_counts, sources, local_experts, plan->expert_rows);
-  place_received(*plan, received_counts, first_by_part, own, sources, local_experts);
-  for (std::int64_t rank = 0; rank < sources; ++rank) {
-    plan->send_rows.push_back(rank == own
-                                  ? 0
-                                  : std::accumulate(counts_E + rank * local_experts,
-                                                    counts_E + (rank + 1) * local_experts, std::int64_t{0}));
-  }
-  place_choices(*plan, choices, counts_E, first_by_part, own, local_experts);
+  make_chunks(*plan, counts_E, received_counts, layout, chunks_);
+  place_received(*plan, received_counts, first_by_part, layout);
+  place_choices(*plan, choices, counts_E, first_by_part, layout);
+  plan->forward_flow = std::make_shared<detail::RowFlow>(*ep_, wire_);
+  plan->backward_flow = std::make_shared<detail::RowFlow>(*ep_, wire_);
   return plan;
 }
 
@@ -204,17 +219,17 @@ at::Tensor TokenDispatcher::dispatch(const at::Tensor& x_TD,
   {
     const at::NoGradGuard no_grad;
     const at::Tensor x = x_TD.contiguous();
+    const base::ScopedSpan span(base::SpanKind::compute, "dispatch");
     rows = at::empty({plan->buffer_rows(), x.size(1)}, x.options());
-    detail::copy_rows(rows, plan->own_row, x, plan->own_token);
-    deliver_rows(rows, outgoing_tokens(x, rows, *plan, *ep, wire_), *plan, *ep, wire_,
-                 parallel::Traffic::dispatch);
+    plan->forward_flow->deliver(rows, outgoing_tokens(x, rows, *plan, *ep, wire_), *plan);
+    detail::copy_rows(rows, plan->own_row, x, plan->own_token);  // while those of others travel
   }
   return detail::attach_backward(
-      {x_TD}, {rows}, [plan, ep, wire = wire_](const detail::TensorVector& gradients) {
+      "dispatch backward", {x_TD}, {rows}, [plan](const detail::TensorVector& gradients) {
         const at::NoGradGuard no_grad;
         const at::Tensor& drows = gradients[0];
         ATHANOR_CHECK(drows.defined() && drows.is_contiguous(), "the experts gave no gradient of their rows");
-        return_rows(drows, *plan, *ep, wire, parallel::Traffic::combine);
+        plan->backward_flow->take_back(drows, *plan);
         at::Tensor dx_TD = at::empty({plan->tokens, drows.size(1)}, drows.options());
         detail::combine_rows(drows, plan->slot, at::Tensor(), plan->choices, dx_TD);
         return detail::TensorVector{dx_TD};
@@ -226,26 +241,36 @@ at::Tensor TokenDispatcher::combine(const at::Tensor& rows, const at::Tensor& ga
   const parallel::Communicator* ep = ep_;
   const at::Tensor buffer = rows.detach();
   const at::Tensor gates = gates_TK.detach().contiguous();
+  const nn::Keep keep = nn::keep_if_backward(keep_);
+  nn::StoredActivation kept;  // of the results: backward needs them for the gates' gradients
   at::Tensor y_TD;
   {
     const at::NoGradGuard no_grad;
-    return_rows(buffer, *plan, *ep, wire_, parallel::Traffic::combine);
+    const base::ScopedSpan span(base::SpanKind::compute, "combine");
+    plan->forward_flow->take_back(buffer, *plan);
     y_TD = at::empty({plan->tokens, rows.size(1)}, rows.options());
     detail::combine_rows(buffer, plan->slot, gates, plan->choices, y_TD);
+    kept = nn::store_activation(buffer, keep);
   }
   return detail::attach_backward(
-      {rows, gates_TK}, {y_TD}, [=, wire = wire_](const detail::TensorVector& gradients) {
+      "combine backward", {rows, gates_TK}, {y_TD},
+      [kept, gates, plan, ep, wire = wire_,
+       wants_rows = rows.requires_grad()](const detail::TensorVector& gradients) {
         const at::NoGradGuard no_grad;
         const at::Tensor dy_TD = gradients[0].contiguous();
-        at::Tensor drows = at::empty(buffer.sizes(), buffer.options());
+        at::Tensor drows = at::empty(kept.data.sizes(), dy_TD.options());
         at::Tensor dgates_TK = at::empty(gates.sizes(), gates.options());
-        detail::combine_rows_backward(dy_TD, buffer, plan->slot, gates, plan->choices, drows, dgates_TK);
+        detail::combine_rows_backward(dy_TD, nn::restore_activation(kept, dy_TD.scalar_type()), plan->slot,
+                                      gates, plan->choices, drows, dgates_TK);
+        if (!wants_rows) {  // the same on all ranks
+          return detail::TensorVector{at::Tensor(), dgates_TK};
+        }
         const at::Tensor tail = sent_part(drows, *plan);
         const at::Tensor outgoing =
             is_exchanged_as_is(wire.dispatch, drows, *ep)
                 ? tail
                 : detail::pack_rows(tail, wire.dispatch, wire.fp8_format, ep->traffic());
-        deliver_rows(drows, outgoing, *plan, *ep, wire, parallel::Traffic::dispatch);
+        plan->backward_flow->deliver(drows, outgoing, *plan);
         return detail::TensorVector{drows, dgates_TK};
       })[0];
 }

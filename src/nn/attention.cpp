@@ -104,29 +104,35 @@ at::Tensor CausalAttention::forward(const at::Tensor& x_BsD, const AttentionCont
   const std::int64_t batch = x_BSD.size(0);
   const std::int64_t seq = x_BSD.size(1);
   const Weight no_norm;
+  const Keep keep = keep_if_backward(options_.keep);
+  const StoredActivation kept_x = store_activation(x_BSD, keep);
   const at::Tensor q_BSHC =
-      linear(x_BSD, read_weight(q_)).view({batch, seq, o_->shard.local_shape[1] / width, width});
+      linear(x_BSD, read_weight(q_), kept_x).view({batch, seq, o_->shard.local_shape[1] / width, width});
   const std::vector<at::Tensor> keys_values =
-      linear(x_BSD, read_weight(kv_))
+      linear(x_BSD, read_weight(kv_), kept_x)
           .view({batch, seq, 2, kv_->shard.local_shape[1] / width, width})
           .unbind(2);
-  const at::Tensor q =
-      head_norm_rotary(q_BSHC, q_norm_ ? read_weight(q_norm_) : no_norm, options_.norm_eps, *context.rotary);
+  const at::Tensor q = head_norm_rotary(q_BSHC, q_norm_ ? read_weight(q_norm_) : no_norm, options_.norm_eps,
+                                        *context.rotary, keep);
   const at::Tensor k = head_norm_rotary(keys_values[0], k_norm_ ? read_weight(k_norm_) : no_norm,
-                                        options_.norm_eps, *context.rotary);
+                                        options_.norm_eps, *context.rotary, keep);
   if (context.capture != nullptr) {
     *context.capture = {q, k};
   }
   at::Tensor y_BSHC;
+  StoredActivation kept_y;
   if (context.store != nullptr) {
     y_BSHC = attend_stored(q, k, keys_values[1], context);
   } else {
     AttentionMask mask;
-    mask.query_documents_BS = context.batch->documents_BS;
-    mask.key_documents_BL = context.batch->documents_BS;
-    y_BSHC = attention_core(q, k, keys_values[1], mask);
+    if (const at::Tensor& documents = context.batch->documents_BS; documents.defined()) {
+      mask.query_documents_BS = mask.key_documents_BL = documents.to(q.device());
+    }
+    y_BSHC = attention_core(q, k, keys_values[1], mask, keep, &kept_y);
   }
-  const at::Tensor y_BSD = linear(y_BSHC.reshape({batch, seq, o_->shard.local_shape[1]}), read_weight(o_));
+  const std::vector<std::int64_t> rows = {batch, seq, o_->shard.local_shape[1]};
+  const at::Tensor y_BSD =
+      linear(y_BSHC.reshape(rows), read_weight(o_), kept_y.is_fp8() ? kept_y.view(rows) : StoredActivation{});
   return parallel::autograd::reduce_scatter_dim(y_BSD, 1, *tp_, parallel::Traffic::other);
 }
 

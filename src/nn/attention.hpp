@@ -26,8 +26,11 @@ struct AttentionMask {
 
 /// softmax(q k^T / sqrt(C)) v under a mask; key/value heads are repeated over their query heads. With fewer
 /// queries than keys (cache) query i stands at key position L - S + i. Returns [B, S, H, C]. Differentiable.
+/// Keeps q, k, v and the result for backward as `keep` says; `kept_y` receives the result as it is kept, for
+/// others that need it (nullptr: nobody does).
 at::Tensor attention_core(const at::Tensor& q_BSHC, const at::Tensor& k_BLGC, const at::Tensor& v_BLGC,
-                          const AttentionMask& mask);
+                          const AttentionMask& mask, const Keep& keep = {},
+                          StoredActivation* kept_y = nullptr);
 
 /// Where the keys and values of earlier positions are kept during generation; blocks per sequence are behind
 /// it.
@@ -52,6 +55,7 @@ struct AttentionOptions {
   double norm_eps = 1e-6;
   double init_std = 0.02;         ///< of q and kv
   double output_init_std = 0.02;  ///< of o (scaled by depth by the caller)
+  Keep keep{};                    ///< how what backward reads is kept
 };
 
 /// Queries and keys as the core uses them (after norm and rotation), of this rank's heads, all positions.

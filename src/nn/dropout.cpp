@@ -31,7 +31,7 @@ at::Tensor dropout_scale(const at::Tensor& x_BsD, const at::Tensor& sample_ids_B
       }
     }
   }
-  return scale.to(x_BsD.scalar_type()).div_(keep);
+  return scale.to(x_BsD.options()).div_(keep);
 }
 
 }  // namespace

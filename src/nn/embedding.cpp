@@ -1,9 +1,8 @@
 #include <ATen/ATen.h>
-#include <ATen/Dispatch.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "base/error.hpp"
-#include "kernels/permute.hpp"
+#include "kernels/tensor_kernels.hpp"
 #include "nn/detail/function_context.hpp"
 #include "nn/vocab_parallel.hpp"
 #include "parallel/autograd/functions.hpp"
@@ -21,12 +20,7 @@ struct LookUpRows : Function<LookUpRows> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& rows_N, const at::Tensor& weight_vD,
                             parallel::GradAccumulator* sink) {
     const at::Tensor y_ND = at::empty({rows_N.numel(), weight_vD.size(1)}, weight_vD.options());
-    AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, weight_vD.scalar_type(), "look_up_rows", [&] {
-      using A = kernels::accumulation_t<scalar_t>;
-      kernels::cpu::combine_rows(weight_vD.const_data_ptr<scalar_t>(), rows_N.const_data_ptr<std::int64_t>(),
-                                 static_cast<const A*>(nullptr), y_ND.size(0), 1, y_ND.size(1),
-                                 y_ND.data_ptr<scalar_t>());
-    });
+    kernels::kernels_of(weight_vD).combine_rows(weight_vD, rows_N.unsqueeze(1), at::Tensor(), y_ND);
     ctx->save_for_backward({rows_N, weight_vD});
     detail::save_sink(ctx, sink);
     return y_ND;
@@ -40,18 +34,15 @@ struct LookUpRows : Function<LookUpRows> {
     parallel::GradAccumulator* sink = detail::saved_sink(ctx);
     at::Tensor target;
     if (sink != nullptr) {
-      sink->finish();  // rows that no token names keep their sum, or become zero
-      target = sink->buffer();
+      target = sink->zeroed_buffer();  // rows that no token names keep their sum, or become zero
     } else {
       target = at::zeros(weight.sizes(),
                          weight.options().dtype(parallel::accumulation_type(weight.scalar_type())));
     }
-    AT_DISPATCH_FLOATING_TYPES_AND2(
-        at::kBFloat16, at::kHalf, dy_ND.scalar_type(), "look_up_rows_backward", [&] {
-          kernels::cpu::add_rows(dy_ND.const_data_ptr<scalar_t>(), rows_N.const_data_ptr<std::int64_t>(),
-                                 dy_ND.size(0), dy_ND.size(1),
-                                 target.data_ptr<kernels::accumulation_t<scalar_t>>());
-        });
+    kernels::kernels_of(dy_ND).add_rows(dy_ND, rows_N, target);
+    if (sink != nullptr) {
+      sink->mark_nonempty();
+    }
     return {at::Tensor(), sink == nullptr ? target.to(weight.scalar_type()) : at::Tensor(), at::Tensor()};
   }
 };
@@ -76,8 +67,10 @@ at::Tensor VocabParallelEmbedding::forward(const at::Tensor& tokens_BS) const {
                                            tokens_BS.max().item<std::int64_t>() < vocab),
                 "a token id is outside the vocabulary of {}", vocab);
   const at::Tensor local = tokens_BS - weight_->shard.offset[0];
-  const at::Tensor rows_N =
-      at::where(local.lt(weight_->shard.local_shape[0]), local, -1).contiguous().view({tokens_BS.numel()});
+  const at::Tensor rows_N = at::where(local.lt(weight_->shard.local_shape[0]), local, -1)
+                                .contiguous()
+                                .view({tokens_BS.numel()})
+                                .to(weight_->value.device());
   const Weight weight = read_weight(weight_);
   const at::Tensor y_ND = LookUpRows::apply(rows_N, weight.tensor, weight.sink);
   const at::Tensor y_BSD = y_ND.view({tokens_BS.size(0), tokens_BS.size(1), y_ND.size(1)});

@@ -14,6 +14,7 @@ struct FeedForwardOptions {
   std::int64_t ffn = 0;  ///< any number; block_of() divides it over tp
   double init_std = 0.02;
   double output_init_std = 0.02;
+  Keep keep{};  ///< how what backward reads is kept
 };
 
 /// x [B, s, D] -> [B, s, D]: gather over tp, gate_up, swiglu, down, reduce-scatter over tp.
@@ -22,9 +23,12 @@ class FeedForward {
  public:
   FeedForward(const FeedForwardOptions& options, const std::string& prefix,
               parallel::ParameterMap& parameters, const parallel::ProcessGrid& grid);
-  at::Tensor forward(const at::Tensor& x_BsD) const;
+  /// `kept_x`: x as others keep it for backward, so that it is kept once (undefined: nobody does); only
+  /// where tp is 1, as others keep this rank's positions.
+  at::Tensor forward(const at::Tensor& x_BsD, const StoredActivation& kept_x = {}) const;
 
  private:
+  Keep keep_;
   const parallel::Communicator* tp_ = nullptr;
   std::shared_ptr<parallel::Parameter> gate_up_, down_;
 };

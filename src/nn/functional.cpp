@@ -1,12 +1,12 @@
 #include "nn/functional.hpp"
 
 #include <ATen/ATen.h>
-#include <ATen/Dispatch.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "base/activity.hpp"
 #include "base/error.hpp"
-#include "kernels/activation.hpp"
-#include "kernels/norm.hpp"
+#include "kernels/grouped_gemm.hpp"
+#include "kernels/tensor_kernels.hpp"
 #include "nn/detail/function_context.hpp"
 
 namespace athanor::nn {
@@ -34,39 +34,41 @@ std::vector<std::int64_t> with_last_dim(const at::Tensor& x, std::int64_t last) 
 
 struct Linear : Function<Linear> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight,
-                            parallel::GradAccumulator* sink) {
+                            parallel::GradAccumulator* sink, const StoredActivation& kept_x) {
     const at::Tensor weight_FD = rows_of(weight);
     ATHANOR_CHECK(x.size(-1) == weight_FD.size(1), "linear of width {} was given rows of width {}",
                   weight_FD.size(1), x.size(-1));
-    ctx->save_for_backward({x, weight});
+    ctx->save_for_backward({kept_x.data, weight, kept_x.scales});
     detail::save_sink(ctx, sink);
-    return at::mm(rows_of(x), weight_FD.t()).view(with_last_dim(x, weight_FD.size(0)));
+    return kernels::matmul(rows_of(x), weight_FD.t()).view(with_last_dim(x, weight_FD.size(0)));
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const base::ScopedSpan span(base::SpanKind::compute, "linear backward");
     const variable_list saved = ctx->get_saved_variables();
-    const at::Tensor& x = saved[0];
+    const StoredActivation kept_x{saved[0], saved[2]};
     const at::Tensor& weight = saved[1];
     const at::Tensor dy_NF = rows_of(grads[0]);
     at::Tensor dx;
     at::Tensor dweight;
     if (ctx->needs_input_grad(0)) {
-      dx = at::mm(dy_NF, rows_of(weight)).view(x.sizes());
+      dx = kernels::matmul(dy_NF, rows_of(weight)).view(kept_x.data.sizes());
     }
     if (ctx->needs_input_grad(1)) {
+      const at::Tensor x = restore_activation(kept_x, weight.scalar_type());
       if (parallel::GradAccumulator* sink = detail::saved_sink(ctx)) {
-        sink->add_matmul(dy_NF.t(), rows_of(x));
+        detail::add_weight_product(*sink, dy_NF.t(), rows_of(x));
       } else {
-        dweight = at::mm(dy_NF.t(), rows_of(x)).view(weight.sizes());
+        dweight = kernels::matmul(dy_NF.t(), rows_of(x)).view(weight.sizes());
       }
     }
-    return {dx, dweight, at::Tensor()};
+    return {dx, dweight, at::Tensor(), at::Tensor()};
   }
 };
 
 struct RmsNorm : Function<RmsNorm> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x_in, const at::Tensor& weight,
-                            double eps, parallel::GradAccumulator* sink) {
+                            double eps, parallel::GradAccumulator* sink, const Keep& keep) {
     const at::Tensor x = x_in.contiguous();
     const std::int64_t width = x.size(-1);
     const std::int64_t rows = rows_of(x).size(0);
@@ -76,77 +78,65 @@ struct RmsNorm : Function<RmsNorm> {
     const at::Tensor y = at::empty_like(x);
     const at::Tensor rstd =
         at::empty({rows}, x.options().dtype(parallel::accumulation_type(x.scalar_type())));
-    AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, x.scalar_type(), "rms_norm", [&] {
-      kernels::cpu::rms_norm_forward(x.const_data_ptr<scalar_t>(), weight.const_data_ptr<scalar_t>(), rows,
-                                     width, eps, y.data_ptr<scalar_t>(),
-                                     rstd.data_ptr<kernels::accumulation_t<scalar_t>>());
-    });
-    ctx->save_for_backward({x, weight, rstd});
+    kernels::kernels_of(x).rms_norm_forward(x, weight, eps, y, rstd);
+    const StoredActivation kept = store_activation(x, keep);
+    ctx->save_for_backward({kept.data, weight, rstd, kept.scales});
     detail::save_sink(ctx, sink);
     return y;
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const variable_list saved = ctx->get_saved_variables();
-    const at::Tensor& x = saved[0];
     const at::Tensor& weight = saved[1];
     const at::Tensor& rstd = saved[2];
+    const at::Tensor x = restore_activation({saved[0], saved[3]}, weight.scalar_type());
     const at::Tensor dy = grads[0].contiguous();
     const at::Tensor dx = at::empty_like(x);
     const bool wants_weight = ctx->needs_input_grad(1);
     const at::Tensor dweight = wants_weight ? at::zeros({x.size(-1)}, rstd.options()) : at::Tensor();
-    AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, x.scalar_type(), "rms_norm_backward", [&] {
-      using A = kernels::accumulation_t<scalar_t>;
-      kernels::cpu::rms_norm_backward(dy.const_data_ptr<scalar_t>(), x.const_data_ptr<scalar_t>(),
-                                      weight.const_data_ptr<scalar_t>(), rstd.const_data_ptr<A>(),
-                                      rstd.numel(), x.size(-1), dx.data_ptr<scalar_t>(),
-                                      wants_weight ? dweight.data_ptr<A>() : nullptr);
-    });
+    kernels::kernels_of(x).rms_norm_backward(dy, x, weight, rstd, dx, dweight);
     return {dx,
             wants_weight ? detail::deliver_weight_gradient(detail::saved_sink(ctx), dweight, weight)
                          : at::Tensor(),
-            at::Tensor(), at::Tensor()};
+            at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };
 
 struct Swiglu : Function<Swiglu> {
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& gate_up_in) {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& gate_up_in, const Keep& keep) {
     const at::Tensor gate_up = gate_up_in.contiguous();
     ATHANOR_CHECK(gate_up.size(-1) % 2 == 0, "swiglu needs an even width, not {}", gate_up.size(-1));
     const std::int64_t ffn = gate_up.size(-1) / 2;
     const at::Tensor y = at::empty(with_last_dim(gate_up, ffn), gate_up.options());
-    AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, gate_up.scalar_type(), "swiglu", [&] {
-      kernels::cpu::swiglu_forward(gate_up.const_data_ptr<scalar_t>(), rows_of(gate_up).size(0), ffn,
-                                   y.data_ptr<scalar_t>());
-    });
-    ctx->save_for_backward({gate_up});
+    kernels::kernels_of(y).swiglu_forward(gate_up, y);
+    const StoredActivation kept = store_activation(gate_up, keep);
+    ctx->save_for_backward({kept.data, kept.scales});
     return y;
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    const at::Tensor gate_up = ctx->get_saved_variables()[0];
+    const variable_list saved = ctx->get_saved_variables();
     const at::Tensor dy = grads[0].contiguous();
+    const at::Tensor gate_up = restore_activation({saved[0], saved[1]}, dy.scalar_type());
     const at::Tensor dgate_up = at::empty_like(gate_up);
-    AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, gate_up.scalar_type(), "swiglu_backward", [&] {
-      kernels::cpu::swiglu_backward(dy.const_data_ptr<scalar_t>(), gate_up.const_data_ptr<scalar_t>(),
-                                    rows_of(gate_up).size(0), dy.size(-1), dgate_up.data_ptr<scalar_t>());
-    });
-    return {dgate_up};
+    kernels::kernels_of(dy).swiglu_backward(dy, gate_up, dgate_up);
+    return {dgate_up, at::Tensor()};
   }
 };
 
 }  // namespace
 
-at::Tensor linear(const at::Tensor& x, const Weight& weight_FD) {
-  return Linear::apply(x, weight_FD.tensor, weight_FD.sink);
+at::Tensor linear(const at::Tensor& x, const Weight& weight_FD, const StoredActivation& kept_x) {
+  return Linear::apply(x, weight_FD.tensor, weight_FD.sink,
+                       kept_x.is_defined() ? kept_x : StoredActivation{x, at::Tensor()});
 }
 
-at::Tensor rms_norm(const at::Tensor& x, const Weight& weight_D, double eps) {
-  return RmsNorm::apply(x, weight_D.tensor, eps, weight_D.sink);
+at::Tensor rms_norm(const at::Tensor& x, const Weight& weight_D, double eps, const Keep& keep) {
+  return RmsNorm::apply(x, weight_D.tensor, eps, weight_D.sink, keep_if_backward(keep));
 }
 
-at::Tensor swiglu(const at::Tensor& gate_up) {
-  return Swiglu::apply(gate_up);
+at::Tensor swiglu(const at::Tensor& gate_up, const Keep& keep) {
+  return Swiglu::apply(gate_up, keep_if_backward(keep));
 }
 
 }  // namespace athanor::nn

@@ -13,9 +13,9 @@ namespace athanor::nn {
 /// Label of a position that is not trained on.
 inline constexpr std::int64_t ignored_label = -100;
 
-/// One micro-batch, whole on every tensor-parallel rank of the replica. Every per-token decision (rotary
-/// angle, mask, capacity, dropout) uses positions, document ids and sample ids from here, never the row
-/// index.
+/// One micro-batch on the CPU, whole on every tensor-parallel rank of the replica; layers on a GPU copy what
+/// they need. Every per-token decision (rotary angle, mask, capacity, dropout) uses positions, document ids
+/// and sample ids from here, never the row index.
 struct TokenBatch {
   at::Tensor tokens_BS;     ///< int64; padding positions hold 0
   at::Tensor labels_BS;     ///< int64; next tokens, ignored_label where not trained on (undefined: no labels)

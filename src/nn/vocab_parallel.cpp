@@ -1,14 +1,14 @@
 #include "nn/vocab_parallel.hpp"
 
 #include <ATen/ATen.h>
-#include <ATen/Dispatch.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
-#include <cmath>
 
+#include "base/activity.hpp"
 #include "base/error.hpp"
-#include "kernels/cross_entropy.hpp"
+#include "kernels/grouped_gemm.hpp"
+#include "kernels/tensor_kernels.hpp"
 #include "nn/detail/function_context.hpp"
 #include "parallel/autograd/functions.hpp"
 #include "parallel/collectives/collectives.hpp"
@@ -51,13 +51,8 @@ struct ChunkedLoss {
 /// This rank's statistics [rows, 3] of a chunk (kernels::SoftmaxStatistics).
 at::Tensor ChunkedLoss::chunk_statistics(const at::Tensor& logits, std::int64_t first) const {
   const at::Tensor statistics = at::empty({logits.size(0), 3}, per_token_N.options());
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, logits.scalar_type(), "softmax_statistics", [&] {
-    using A = kernels::accumulation_t<scalar_t>;
-    kernels::cpu::softmax_statistics(
-        logits.const_data_ptr<scalar_t>(), local_labels_N.const_data_ptr<std::int64_t>() + first,
-        logits.size(0), logits.size(1),
-        reinterpret_cast<kernels::SoftmaxStatistics<A>*>(statistics.data_ptr<A>()));
-  });
+  kernels::kernels_of(logits).softmax_statistics(logits, local_labels_N.narrow(0, first, logits.size(0)),
+                                                 statistics);
   return statistics;
 }
 
@@ -66,52 +61,24 @@ void ChunkedLoss::chunk_loss(const at::Tensor& logits, std::int64_t first) {
   const std::int64_t rows = logits.size(0);
   const at::Tensor all = parallel::all_gather(chunk_statistics(logits, first).unsqueeze(0), tp,
                                               parallel::Traffic::other);  // [tp, rows, 3]
-  const at::Tensor maximum = at::empty({rows}, all.options());
-  const at::Tensor inverse_sum = at::empty({rows}, all.options());
-  const bool* ignored = ignored_N.const_data_ptr<bool>() + first;
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, logits.scalar_type(), "cross_entropy", [&] {
-    using A = kernels::accumulation_t<scalar_t>;
-    const auto* slices = reinterpret_cast<const kernels::SoftmaxStatistics<A>*>(all.const_data_ptr<A>());
-    A* loss = per_token_N.data_ptr<A>() + first;
-    for (std::int64_t r = 0; r < rows; ++r) {
-      A largest = slices[r].maximum;
-      for (std::int64_t rank = 1; rank < all.size(0); ++rank) {
-        largest = std::max(largest, slices[rank * rows + r].maximum);
-      }
-      A sum = 0;
-      A target = 0;
-      for (std::int64_t rank = 0; rank < all.size(0); ++rank) {
-        const kernels::SoftmaxStatistics<A>& slice = slices[rank * rows + r];
-        sum += slice.sum_exp * std::exp(slice.maximum - largest);
-        target += slice.target;
-      }
-      maximum.data_ptr<A>()[r] = largest;
-      inverse_sum.data_ptr<A>()[r] = ignored[r] ? A(0) : A(1) / sum;
-      loss[r] = ignored[r] ? A(0) : largest - target + std::log(sum);
-    }
-    if (wants_h || wants_weight) {
-      kernels::cpu::cross_entropy_backward(
-          logits.data_ptr<scalar_t>(), local_labels_N.const_data_ptr<std::int64_t>() + first,
-          maximum.const_data_ptr<A>(), inverse_sum.const_data_ptr<A>(), rows, logits.size(1),
-          static_cast<A>(gradient_scale(logits.scalar_type())));
-    }
-  });
+  const kernels::SoftmaxRows whole{at::empty({rows}, all.options()), at::empty({rows}, all.options())};
+  const kernels::TensorKernels& kernels = kernels::kernels_of(logits);
+  kernels.join_softmax_statistics(all, ignored_N.narrow(0, first, rows), whole,
+                                  per_token_N.narrow(0, first, rows));
+  if (wants_h || wants_weight) {
+    kernels.cross_entropy_backward(logits, local_labels_N.narrow(0, first, rows), whole,
+                                   gradient_scale(logits.scalar_type()));
+  }
 }
 
 void ChunkedLoss::chunk_gradients(const at::Tensor& dlogits, std::int64_t first) {
   if (wants_h) {
-    at::Tensor dh = dh_ND.narrow(0, first, dlogits.size(0));
-    at::mm_out(dh, dlogits, weight_vD);
+    kernels::matmul_into(dlogits, weight_vD, kernels::GemmMode::overwrite,
+                         dh_ND.narrow(0, first, dlogits.size(0)));
   }
   if (wants_weight) {
-    const at::Tensor h = h_ND.narrow(0, first, dlogits.size(0));
-    if (dweight_vD.scalar_type() != h.scalar_type()) {
-      dweight_vD.add_(at::mm(dlogits.t(), h));
-    } else if (first == 0) {
-      at::mm_out(dweight_vD, dlogits.t(), h);
-    } else {
-      dweight_vD.addmm_(dlogits.t(), h);
-    }
+    kernels::matmul_into(dlogits.t(), h_ND.narrow(0, first, dlogits.size(0)),
+                         first == 0 ? kernels::GemmMode::overwrite : kernels::GemmMode::add, dweight_vD);
   }
 }
 
@@ -125,16 +92,15 @@ void ChunkedLoss::run(const CrossEntropyOptions& options) {
     dh_ND = at::empty(h_ND.sizes(), h_ND.options());
   }
   if (wants_weight) {
-    // The first chunk's product overwrites it where the types agree.
-    const bool overwritten = tokens > 0 && accumulation.dtype() == h_ND.dtype();
+    // The first chunk's product overwrites it.
     dweight_vD =
-        overwritten ? at::empty(weight_vD.sizes(), accumulation) : at::zeros(weight_vD.sizes(), accumulation);
+        tokens > 0 ? at::empty(weight_vD.sizes(), accumulation) : at::zeros(weight_vD.sizes(), accumulation);
   }
   const at::Tensor buffer = at::empty({std::min(chunk_tokens, tokens), weight_vD.size(0)}, h_ND.options());
   for (std::int64_t first = 0; first < tokens; first += chunk_tokens) {
     const std::int64_t rows = std::min(chunk_tokens, tokens - first);
     at::Tensor logits = buffer.narrow(0, 0, rows);
-    at::mm_out(logits, h_ND.narrow(0, first, rows), weight_vD.t());
+    kernels::matmul_into(h_ND.narrow(0, first, rows), weight_vD.t(), kernels::GemmMode::overwrite, logits);
     if (options.observe_logits) {
       options.observe_logits(logits, first);
     }
@@ -162,6 +128,7 @@ struct LinearCrossEntropy : Function<LinearCrossEntropy> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const base::ScopedSpan span(base::SpanKind::compute, "head backward");
     variable_list result(8);
     const at::Tensor weight = ctx->get_saved_variables()[0];
     const at::Tensor dh_ND = ctx->saved_data["dh"].toTensor();
@@ -192,8 +159,10 @@ CrossEntropy vocab_parallel_cross_entropy(const at::Tensor& h_BsD, const Weight&
                 labels_BS.numel());
   const at::Tensor h_ND = h_BSD.reshape({h_BSD.size(0) * h_BSD.size(1), h_BSD.size(2)});
   const at::Tensor labels_N = labels_BS.reshape({h_ND.size(0)});
-  const at::Tensor ignored_N = labels_N.eq(ignored_label).contiguous();
-  const at::Tensor local_labels_N = at::where(ignored_N, labels_N, labels_N - vocab_first).contiguous();
+  const at::Tensor ignored = labels_N.eq(ignored_label);
+  const at::Tensor local_labels = at::where(ignored, labels_N, labels_N - vocab_first);
+  const at::Tensor ignored_N = ignored.to(h_ND.device()).contiguous();
+  const at::Tensor local_labels_N = local_labels.to(h_ND.device()).contiguous();
   const auto out = LinearCrossEntropy::apply(h_ND, weight_vD.tensor, local_labels_N, ignored_N, tp, options,
                                              at::GradMode::is_enabled(), weight_vD.sink);
   return {out[0], out[1]};

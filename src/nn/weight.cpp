@@ -5,6 +5,7 @@
 namespace athanor::nn {
 
 Weight read_weight(const std::shared_ptr<parallel::Parameter>& parameter) {
+  parameter->wait_until_readable();
   if (!parameter->trainable || !at::GradMode::is_enabled()) {
     return {parameter->value.detach(), nullptr};
   }

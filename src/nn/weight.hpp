@@ -19,7 +19,8 @@ struct Weight {
   parallel::GradAccumulator* sink = nullptr;
 };
 
-/// Reads a parameter for one forward pass. Identity today. `sink` is set when the parameter is trainable, its
+/// Reads a parameter for one forward pass, waiting for what still writes it (a gather under way). Identity
+/// today. `sink` is set when the parameter is trainable, its
 /// accumulator is attached and gradients are enabled; a detached (frozen) tensor otherwise.
 Weight read_weight(const std::shared_ptr<parallel::Parameter>& parameter);
 

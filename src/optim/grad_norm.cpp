@@ -6,9 +6,10 @@
 #include <bit>
 #include <cmath>
 #include <limits>
+#include <span>
 
 #include "base/error.hpp"
-#include "kernels/reduce.hpp"
+#include "kernels/tensor_kernels.hpp"
 #include "optim/bucket.hpp"
 #include "parallel/collectives/collectives.hpp"
 
@@ -19,22 +20,18 @@ constexpr int digit_bits = 32;
 constexpr std::uint64_t digit_mask = 0xffffffffU;
 constexpr int smallest_exponent = -1074;  // of the least denormal
 
-template <typename T>
-void add_blocks(const T* data, std::int64_t numel, SquareSum& sum) {
-  for (std::int64_t first = 0; first < numel; first += block_elements) {
-    sum.add_value(kernels::cpu::sum_of_squares(data + first, block_elements));
-  }
-}
-
 }  // namespace
 
 void SquareSum::add(const at::Tensor& gradient) {
   ATHANOR_CHECK(gradient.is_contiguous() && gradient.numel() % block_elements == 0,
                 "{} elements, blocks of {}", gradient.numel(), block_elements);
-  if (gradient.scalar_type() == at::kDouble) {
-    add_blocks(gradient.const_data_ptr<double>(), gradient.numel(), *this);
-  } else {
-    add_blocks(gradient.const_data_ptr<float>(), gradient.numel(), *this);
+  at::Tensor blocks = at::empty({gradient.numel() / block_elements}, gradient.options().dtype(at::kDouble));
+  kernels::kernels_of(gradient).squares_of_parts(gradient, block_elements, blocks);
+  blocks = blocks.cpu();
+  const std::span<const double> sums(blocks.const_data_ptr<double>(),
+                                     static_cast<std::size_t>(blocks.numel()));
+  for (const double sum : sums) {
+    add_value(sum);
   }
 }
 

@@ -1,12 +1,12 @@
 #include "optim/gradient_reducer.hpp"
 
 #include <algorithm>
-#include <vector>
 
 #include <ATen/ATen.h>
 
 #include "base/error.hpp"
-#include "optim/detail/fp8_parts.hpp"
+#include "optim/detail/stored_gradients.hpp"
+#include "optim/detail/wire_parts.hpp"
 #include "parallel/collectives/collectives.hpp"
 
 namespace athanor::optim {
@@ -25,83 +25,27 @@ std::int64_t piece_elements(std::int64_t ranks) {
                                 (std::int64_t{1} << 20) / ranks / block_elements * block_elements);
 }
 
-// One piece of every rank's part of the flat storage on its way through bf16.
-class Bf16Piece {
- public:
-  Bf16Piece(const parallel::Communicator& comm, std::int64_t count)
-      : comm_(comm),
-        sent_(at::empty({comm.size() * count / block_elements, block_elements}, at::kBFloat16)) {}
-
-  void round(const at::Tensor& flat, std::int64_t rank, std::int64_t first, std::int64_t count) const {
-    part(rank, count).copy_(flat.narrow(0, first, count));
-  }
-  void read_back(std::int64_t rank, const at::Tensor& rounded) const {
-    at::Tensor target = rounded;
-    target.copy_(part(rank, rounded.numel()));
-  }
-  void sum(const at::Tensor& sum, parallel::Traffic purpose) const {
-    at::Tensor output = sum.view({-1, block_elements});
-    parallel::reduce_scatter_sum_into(output, sent_.narrow(0, 0, output.size(0) * comm_.size()), comm_,
-                                      purpose);
-  }
-
- private:
-  at::Tensor part(std::int64_t rank, std::int64_t count) const {
-    return sent_.view({-1}).narrow(0, rank * count, count);
-  }
-  const parallel::Communicator& comm_;
-  at::Tensor sent_;
-};
-
-// The same through FP8: bytes and scales go together, in records.
-class Fp8Piece {
- public:
-  Fp8Piece(const parallel::Communicator& comm, std::int64_t count, base::Fp8Format format)
-      : comm_(comm), format_(format) {
-    const std::int64_t records = comm.size() * count / block_elements;
-    sent_ = at::empty({records, detail::record_bytes}, at::kByte);
-    received_ = at::empty_like(sent_);
-  }
-
-  void round(const at::Tensor& flat, std::int64_t rank, std::int64_t first, std::int64_t count) {
-    detail::quantize_part(flat, first, count, format_, part(rank, count), counts_);
-  }
-  void read_back(std::int64_t rank, const at::Tensor& rounded) const {
-    detail::dequantize_part(part(rank, rounded.numel()), format_, rounded, 0, rounded.numel());
-  }
-  void sum(const at::Tensor& sum, parallel::Traffic purpose) const {
-    const std::int64_t records = sum.numel() / block_elements;
-    const std::vector<std::int64_t> rows(static_cast<std::size_t>(comm_.size()), records);
-    const at::Tensor received = received_.narrow(0, 0, comm_.size() * records);
-    parallel::all_to_all_v_into(received, sent_.narrow(0, 0, comm_.size() * records), rows, rows, comm_,
-                                purpose);
-    detail::sum_parts(received, comm_.size(), format_, sum);
-  }
-  const kernels::Fp8Counts& counts() const { return counts_; }
-
- private:
-  at::Tensor part(std::int64_t rank, std::int64_t count) const {
-    const std::int64_t records = count / block_elements;
-    return sent_.narrow(0, rank * records, records);
-  }
-  const parallel::Communicator& comm_;
-  base::Fp8Format format_;
-  at::Tensor sent_;
-  at::Tensor received_;
-  kernels::Fp8Counts counts_;
-};
-
 }  // namespace
 
 GradientReducer::GradientReducer(const FlatLayout& layout, const parallel::Communicator& comm,
-                                 at::ScalarType accumulation, parallel::Traffic purpose,
+                                 const at::TensorOptions& accumulation, parallel::Traffic purpose,
                                  const GradientWire& wire)
     : layout_(&layout), comm_(&comm), purpose_(purpose), wire_(wire) {
   ATHANOR_CHECK(layout.group_size() == comm.size(), "layout of {} ranks in a group of {}",
                 layout.group_size(), comm.size());
-  ATHANOR_CHECK(wire.type == base::WireType::full || accumulation == at::kFloat,
-                "gradients in {} are not rounded on the wire", c10::toString(accumulation));
-  flat_ = at::zeros({layout.total()}, accumulation);
+  ATHANOR_CHECK(wire.type == base::WireType::full || accumulation.dtype() == at::kFloat,
+                "gradients in {} are not rounded on the wire", accumulation.dtype().name());
+  ATHANOR_CHECK(wire.type == base::WireType::full || accumulation.device().is_cpu(),
+                "gradients on {} travel in full only", accumulation.device().str());
+  const bool is_expert = purpose == parallel::Traffic::grad_expert;
+  if (detail::are_stored(wire,
+                         is_expert ? parallel::ParameterKind::expert : parallel::ParameterKind::dense)) {
+    ATHANOR_CHECK(wire.type == base::WireType::fp8 && !wire.error_feedback,
+                  "gradients are stored as an fp8 wire without error feedback carries them");
+    stored_ = std::make_shared<detail::StoredGradientRecords>(layout.total(), wire.fp8_format);
+  } else {
+    flat_ = at::zeros({layout.total()}, accumulation);
+  }
   shard_ = comm.size() == 1 ? flat_ : at::empty({layout.shard_total()}, accumulation);
   if (wire.error_feedback && comm.size() > 1) {
     residual_ = at::zeros({layout.total()}, accumulation);
@@ -112,15 +56,8 @@ void GradientReducer::reduce_scatter(double gradient_scale) {
   if (comm_->size() == 1) {
     return;
   }
-  if (wire_.type == base::WireType::bf16) {
-    Bf16Piece piece(*comm_, largest_piece());
-    reduce_rounded(piece, gradient_scale);
-    return;
-  }
-  if (wire_.type == base::WireType::fp8) {
-    Fp8Piece piece(*comm_, largest_piece(), wire_.fp8_format);
-    reduce_rounded(piece, gradient_scale);
-    comm_->traffic().add_losses({piece.counts().underflow, piece.counts().nonfinite});
+  if (wire_.type != base::WireType::full) {
+    reduce_rounded(gradient_scale);
     return;
   }
   for (const FlatLayout::Range& bucket : layout_->buckets()) {
@@ -137,30 +74,80 @@ std::int64_t GradientReducer::largest_piece() const {
   return std::min(largest, piece_elements(comm_->size()));
 }
 
-template <typename Piece>
-void GradientReducer::reduce_rounded(Piece& piece, double gradient_scale) {
+void GradientReducer::reduce_rounded(double gradient_scale) {
   const std::int64_t limit = largest_piece();
-  const at::Tensor rounded = residual_.defined() ? at::empty({limit}, flat_.options()) : at::Tensor();
+  const auto parts = detail::make_rounded_parts(wire_, comm_->size(), limit);
+  const at::Tensor scratch = residual_.defined() ? at::empty({limit}, flat_.options()) : at::Tensor();
   for (const FlatLayout::Range& bucket : layout_->buckets()) {
     const std::int64_t part = bucket.count / comm_->size();
     for (std::int64_t done = 0; done < part; done += limit) {
-      const std::int64_t count = std::min(limit, part - done);
-      for (std::int64_t rank = 0; rank < comm_->size(); ++rank) {
-        const std::int64_t first = bucket.first + rank * part + done;
-        at::Tensor gradient = flat_.narrow(0, first, count);
-        if (residual_.defined()) {
-          gradient.add_(residual_.narrow(0, first, count), 1.0 / gradient_scale);
-        }
-        piece.round(flat_, rank, first, count);
-        if (residual_.defined()) {
-          const at::Tensor sent = rounded.narrow(0, 0, count);
-          piece.read_back(rank, sent);
-          gradient.sub_(sent);
-        }
-      }
-      piece.sum(shard_.narrow(0, bucket.shard_first + done, count), purpose_);
+      parts->begin(std::min(limit, part - done));
+      round_piece(*parts, bucket, {done, 0, parts->count()}, gradient_scale, scratch);
+      parts->sum(shard_.narrow(0, bucket.shard_first + done, parts->count()), *comm_, purpose_);
     }
   }
+  comm_->traffic().add_losses({parts->losses().underflow, parts->losses().nonfinite});
+}
+
+void GradientReducer::round_piece(detail::WireParts& parts, const FlatLayout::Range& bucket,
+                                  const Piece& piece, double gradient_scale, const at::Tensor& scratch) {
+  const std::int64_t part = bucket.count / comm_->size();
+  for (std::int64_t rank = 0; rank < comm_->size(); ++rank) {
+    const std::int64_t first = bucket.first + rank * part + piece.first;
+    if (stored_) {
+      parts.take(stored_->records(first, piece.count), rank, piece.offset);
+      continue;
+    }
+    at::Tensor gradient = flat_.narrow(0, first, piece.count);
+    if (residual_.defined()) {
+      gradient.add_(residual_.narrow(0, first, piece.count), 1.0 / gradient_scale);
+    }
+    parts.round(flat_, first, piece.count, rank, piece.offset);
+    if (residual_.defined()) {
+      const at::Tensor sent = scratch.narrow(0, 0, piece.count);
+      parts.read_back(rank, piece.offset, sent);
+      gradient.sub_(sent);
+    }
+  }
+}
+
+StartedBucket GradientReducer::start(std::size_t bucket_index, double gradient_scale,
+                                     const parallel::Communicator& lane) {
+  ATHANOR_CHECK(lane.size() == comm_->size() && lane.size() > 1, "a lane of {} ranks for a group of {}",
+                lane.size(), comm_->size());
+  const FlatLayout::Range& bucket = layout_->buckets()[bucket_index];
+  const std::int64_t part = bucket.count / comm_->size();
+  StartedBucket started;
+  if (wire_.type == base::WireType::full) {
+    started.parts_ = detail::make_full_parts(flat_.narrow(0, bucket.first, bucket.count), comm_->size());
+  } else {
+    started.parts_ = detail::make_rounded_parts(wire_, comm_->size(), part);
+    const std::int64_t limit = largest_piece();
+    const at::Tensor scratch = residual_.defined() ? at::empty({limit}, flat_.options()) : at::Tensor();
+    for (std::int64_t done = 0; done < part; done += limit) {
+      round_piece(*started.parts_, bucket, {done, done, std::min(limit, part - done)}, gradient_scale,
+                  scratch);
+    }
+    comm_->traffic().add_losses({started.parts_->losses().underflow, started.parts_->losses().nonfinite});
+  }
+  started.exchange_ = started.parts_->start(lane, purpose_);
+  started.sum_ = shard_.narrow(0, bucket.shard_first, part);
+  return started;
+}
+
+StartedBucket::StartedBucket() = default;
+StartedBucket::~StartedBucket() = default;
+StartedBucket::StartedBucket(StartedBucket&&) noexcept = default;
+StartedBucket& StartedBucket::operator=(StartedBucket&&) noexcept = default;
+
+bool StartedBucket::test() {
+  return exchange_.test();
+}
+
+void StartedBucket::finish() {
+  exchange_.wait();
+  parts_->add_up(sum_);
+  parts_.reset();
 }
 
 void GradientReducer::finish_step(bool skipped, double gradient_scale) {

@@ -48,7 +48,31 @@ void validate(const OptimOptions& options) {
   ATHANOR_CHECK(options.bucket_elements >= 1, "a bucket needs elements, not {}", options.bucket_elements);
 }
 
+namespace {
+
+// What is stored is what travels, so it travels in FP8 as it is.
+void validate_stored(const GradientWire& wire) {
+  const char* name = wire.stored == StoredGradients::all ? "all" : "experts";
+  if (wire.stored != StoredGradients::none && wire.type != base::WireType::fp8) {
+    throw base::ConfigError(
+        "precision.store_gradients={} (precision.grad_comm={}: a gradient that waits in FP8 would not be "
+        "what "
+        "travels) set precision.grad_comm=fp8 or precision.store_gradients=none",
+        name, wire.type == base::WireType::full ? "full" : "bf16");
+  }
+  if (wire.stored != StoredGradients::none && wire.error_feedback) {
+    throw base::ConfigError(
+        "precision.store_gradients={} (precision.error_feedback=true keeps 4 bytes for each gradient, more "
+        "than "
+        "storing them in FP8 saves) leave one of the two out",
+        name);
+  }
+}
+
+}  // namespace
+
 void validate(const GradientWire& wire, const OptimOptions& options, bool is_f64) {
+  validate_stored(wire);
   if (wire.type == base::WireType::full) {
     if (wire.error_feedback) {
       throw base::ConfigError(

@@ -23,11 +23,17 @@ struct OptimOptions {
   std::int64_t zero = 1;        ///< 0: state on every holder; 1: state sharded over the holders of a slice
   std::int64_t max_skips = 20;  ///< consecutive skipped steps before the run stops with exit code 70
 
+  bool overlap_reduce = false;  ///< buckets of gradients are summed while the last backward of a step runs
+  bool overlap_gather = false;  ///< zero = 1: updated parameters arrive while the next forward runs
+
   /// Largest number of gradient elements reduced at once (rounded up so that every rank's part ends on a
   /// block). Bounds exchange buffers only and changes no bit of the result, so it is not a key of the
   /// configuration.
   std::int64_t bucket_elements = 8 << 20;
 };
+
+/// Which gradients lie in FP8 from when a backward pass has made them until they are summed.
+enum class StoredGradients { none, experts, all };
 
 /// How gradients travel to the owners of their sums (`precision.*` of the configuration).
 struct GradientWire {
@@ -36,6 +42,8 @@ struct GradientWire {
   /// Adds what rounding took from a rank's gradient to its gradient of the next step (Seide et al. 2014).
   /// Takes one more number of the accumulation type for each gradient.
   bool error_feedback = false;
+  /// Rounded where they are made instead of on their way: to the same numbers, so only their memory differs.
+  StoredGradients stored = StoredGradients::none;
 };
 
 /// Throws ConfigError for a wire that `options` or the accumulation type (`is_f64`) exclude.

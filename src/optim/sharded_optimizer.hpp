@@ -56,7 +56,17 @@ class ShardedOptimizer {
 
   /// Forgets the gradients; call before the first backward of a step.
   void begin_step();
+  /// With overlap_reduce: the next backward pass is the last one of this step, and reduction begins under it,
+  /// bucket by bucket, as gradients become final. The scale is that of step() or reduce(), which ends it; or
+  /// abandon_step() does. Without the option nothing: the sums have the same bits.
+  void begin_reduction(double gradient_scale);
+  /// Instead of step(): nothing changes. Collective over the role after begin_reduction(), because what has
+  /// been started has to end.
+  void abandon_step(double gradient_scale);
 
+  /// With overlap_gather the new parameters may still be on their way when this returns: reading one through
+  /// the ParameterMap or nn::read_weight() waits for it (Parameter::before_read), as do owned_state(),
+  /// written_state() and publish_master().
   /// Sums gradients over their groups, scales by `gradient_scale` (1/N over the loss scale), clips, updates,
   /// gathers. Collective over the role. `lr` from learning_rate(). On a non-finite gradient anywhere nothing
   /// changes.
@@ -65,6 +75,15 @@ class ShardedOptimizer {
     double gradient_scale = 1.0;
   };
   UpdateResult step(const StepInput& input);
+  /// The first half of step(): sums gradients over their groups; returns the global L2 norm of the mean
+  /// gradient, the same on all ranks, which is not finite when a gradient somewhere is not. Collective.
+  double reduce(double gradient_scale);
+  /// The second half: updates, or, unless `accepted`, changes nothing; `norm` is that of reduce() and finite
+  /// when accepted. After a rejection begin_step() and another reduce() may follow. Collective.
+  UpdateResult finish(const StepInput& input, double norm, bool accepted);
+
+  /// Which ranks hold the same parameters; frozen ones are in none.
+  const std::vector<parallel::ReductionGroup>& reduction_groups() const;
 
   /// AdamW's step count (bias correction).
   std::int64_t updates() const;
@@ -84,9 +103,9 @@ class ShardedOptimizer {
   void publish_master();
   /// Seconds of the last step.
   struct Times {
-    double reduce_s = 0.0;  ///< sums of gradients over groups, and the norm
+    double reduce_s = 0.0;  ///< sums of gradients over groups as far as not under backward, and the norm
     double update_s = 0.0;
-    double gather_s = 0.0;  ///< parameters back from their owners
+    double gather_s = 0.0;  ///< parameters back from their owners; of overlap_gather the start only
   };
   const Times& last_times() const;
 

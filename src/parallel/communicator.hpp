@@ -1,10 +1,12 @@
 // A group of ranks: an owned, duplicated MPI communicator, or null, which behaves as a group of one.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "base/call_site.hpp"
 #include "parallel/traffic.hpp"
 
 namespace athanor::parallel {
@@ -43,7 +45,10 @@ class Communicator {
   /// The same ranks with a context of their own. Collective over this group.
   Communicator duplicate(const std::string& name) const;
   /// Collective.
-  void barrier() const;
+  void barrier(base::CallSite site = base::CallSite::current()) const;
+  /// How many collectives this rank began on this communicator before; counts one more. Ranks of a group that
+  /// agree on what they do have equal numbers.
+  std::int64_t count_collective() const noexcept;
 
   /// Counters shared with the communicator this one was split from; never null.
   TrafficCounters& traffic() const noexcept;

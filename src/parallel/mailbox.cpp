@@ -108,7 +108,7 @@ struct Mailbox::State {
 };
 
 Mailbox::Mailbox(const Communicator& comm, const std::string& name)
-    : state_(std::make_unique<State>(State{comm.duplicate(name), {}, {}, {}})) {}
+    : state_(std::make_unique<State>(State{detail::duplicate_for_hosts(comm, name), {}, {}, {}})) {}
 
 Mailbox::~Mailbox() {
   // While an error unwinds the stack the others may never come here: the job is about to end.

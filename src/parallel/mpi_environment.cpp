@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "base/error.hpp"
+#include "parallel/collectives/algorithm_table.hpp"
 #include "parallel/detail/mpi_handle.hpp"
 
 namespace athanor::parallel {
@@ -25,7 +26,7 @@ MpiEnvironment::MpiEnvironment(int* argc, char*** argv) {
         "MPI is already initialised (one MpiEnvironment may exist) create it once, in main()");
   }
   int provided = MPI_THREAD_SINGLE;
-  check_start(MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread");
+  check_start(MPI_Init_thread(argc, argv, MPI_THREAD_SERIALIZED, &provided), "MPI_Init_thread");
   if (provided < MPI_THREAD_FUNNELED) {
     throw base::CommError(
         "this MPI gives thread level {} (MPI_THREAD_FUNNELED, {}, is needed) use an MPI library "
@@ -52,7 +53,8 @@ MpiEnvironment::~MpiEnvironment() {
 Communicator MpiEnvironment::make_world() const {
   MPI_Comm comm = MPI_COMM_NULL;
   check_start(MPI_Comm_dup(MPI_COMM_WORLD, &comm), "MPI_Comm_dup(MPI_COMM_WORLD)");
-  return Communicator(detail::make_state(comm, "world", std::make_shared<TrafficCounters>()));
+  return Communicator(detail::make_state(comm, "world", std::make_shared<TrafficCounters>(),
+                                         std::make_shared<AlgorithmTable>()));
 }
 
 void MpiEnvironment::abort_job(int exit_code) const noexcept {

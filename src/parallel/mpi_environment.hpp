@@ -5,7 +5,8 @@
 
 namespace athanor::parallel {
 
-/// Initialises MPI (thread level funneled) and finalises it when destroyed. Create exactly one, in main().
+/// Initialises MPI (thread level serialized where the library has it, at least funneled) and finalises it
+/// when destroyed. Create exactly one, in main().
 /// Throws CommError when MPI is already initialised or cannot give the thread level.
 class MpiEnvironment {
  public:

@@ -14,6 +14,7 @@ std::shared_ptr<Parameter> ParameterMap::add(const ParameterOptions& options) {
   if (const auto existing = find(options.name)) {
     ATHANOR_CHECK(existing->shard == options.shard, "parameter {} exists already with another slice",
                   options.name);
+    ++existing->num_layers;
     return existing;
   }
   auto parameter = std::make_shared<Parameter>();
@@ -30,6 +31,7 @@ std::shared_ptr<Parameter> ParameterMap::add(const ParameterOptions& options) {
       const base::PhiloxStream stream(options_.seed, base::RandomPurpose::initial_weight, options.name);
       fill_normal(parameter->value, options.shard, options.init.std, stream);
     }
+    parameter->value = parameter->value.to(options_.device);
     parameter->value.set_requires_grad(parameter->trainable);
   }
   parameters_.push_back(parameter);
@@ -39,7 +41,18 @@ std::shared_ptr<Parameter> ParameterMap::add(const ParameterOptions& options) {
 
 std::shared_ptr<Parameter> ParameterMap::find(const std::string& name) const {
   const auto found = by_name_.find(name);
-  return found == by_name_.end() ? nullptr : found->second;
+  if (found == by_name_.end()) {
+    return nullptr;
+  }
+  found->second->wait_until_readable();
+  return found->second;
+}
+
+const std::vector<std::shared_ptr<Parameter>>& ParameterMap::all() const {
+  for (const auto& parameter : parameters_) {
+    parameter->wait_until_readable();
+  }
+  return parameters_;
 }
 
 std::int64_t ParameterMap::global_numel() const {

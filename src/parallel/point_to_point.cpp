@@ -12,6 +12,7 @@
 
 #include <fmt/format.h>
 
+#include "base/activity.hpp"
 #include "base/checked_cast.hpp"
 #include "base/error.hpp"
 #include "base/log.hpp"
@@ -218,7 +219,7 @@ PointToPoint::PointToPoint(const Communicator& comm, const std::string& name,
                            const PointToPointOptions& options)
     : state_(std::make_unique<State>()) {
   ATHANOR_CHECK(options.max_message_bytes > 0, "messages of at most {} bytes", options.max_message_bytes);
-  state_->comm = comm.duplicate(name);
+  state_->comm = detail::duplicate_for_hosts(comm, name);
   state_->options = options;
   state_->find_max_tag();
 }
@@ -302,6 +303,7 @@ ByteBuffer PointToPoint::take(Ticket ticket) {
 }
 
 bool PointToPoint::wait_until(const std::function<bool()>& is_ready, double deadline_s) {
+  const base::ScopedSpan span(base::SpanKind::wait, "wait for messages");
   const base::Stopwatch watch;
   for (int looks = 0;; ++looks) {
     state_->progress();

@@ -1,5 +1,6 @@
 #include "train/bench_step.hpp"
 
+#include "nn/stored_activation.hpp"
 #include "parallel/dtype.hpp"
 #include "train/bench_support.hpp"
 
@@ -24,10 +25,12 @@ BenchStepResult bench_step(const BenchStepOptions& options, const parallel::Comm
   trainer_options.total_steps = options.warmup_steps + options.rounds * options.steps_per_round;
   Trainer trainer(trainer_options, role);
   const double tokens = static_cast<double>(trainer_options.global_batch * trainer_options.seq);
-  std::int64_t step = 0;
+  load_bench_weights(options.model, trainer);
+  set_routing(trainer, options.routing);
+  BenchBatches batches(options.model, trainer);
   StepMetrics last;
   const auto train_one = [&] {
-    last = trainer.step(synthetic_step(trainer_options, trainer.replica(), step++));
+    last = trainer.step(batches.next());
     return last.times.total_s;
   };
   for (std::int64_t i = 0; i < options.warmup_steps; ++i) {
@@ -37,6 +40,7 @@ BenchStepResult bench_step(const BenchStepOptions& options, const parallel::Comm
   BenchStepResult result;
   result.peak_rss_bytes = last.peak_rss_bytes;
 
+  const nn::StoredTotals stored_before = nn::stored_totals();
   GemmLimitOptions limit_options{trainer_options.role.model,
                                  parallel::scalar_type(trainer_options.role.compute),
                                  trainer_options.global_batch * trainer_options.seq, trainer_options.seq, 5};
@@ -55,6 +59,10 @@ BenchStepResult bench_step(const BenchStepOptions& options, const parallel::Comm
     rates.push_back(tokens / spread_of(seconds).median);
     ratios.push_back(rates.back() / limits.back());
   }
+  const nn::StoredTotals stored = nn::stored_totals();
+  result.stored_numbers =
+      (stored.numbers - stored_before.numbers) / (options.rounds * options.steps_per_round);
+  result.stored_bytes = (stored.bytes - stored_before.bytes) / (options.rounds * options.steps_per_round);
   result.tokens_per_s = spread_of(rates).median;
   result.gemm_limit_tokens_per_s = spread_of(limits).median;
   const Spread ratio = spread_of(ratios);

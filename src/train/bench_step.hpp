@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "parallel/communicator.hpp"
+#include "train/bench_routing.hpp"
 #include "train/gemm_limit.hpp"
 #include "train/trainer.hpp"
 
@@ -14,6 +15,8 @@ namespace athanor::train {
 
 struct BenchStepOptions {
   TrainerOptions trainer;
+  BenchModelOptions model;
+  BenchRouting routing = BenchRouting::model;
   std::int64_t warmup_steps = 3;
   std::int64_t rounds = 5;  ///< alternations of limit and steps
   std::int64_t steps_per_round = 3;
@@ -27,6 +30,9 @@ struct BenchStepResult {
   double ratio_max = 0.0;
   std::int64_t peak_rss_bytes = 0;                          ///< largest rank
   std::map<std::string, std::int64_t> bytes_sent_per_step;  ///< by purpose, summed over ranks
+  /// Numbers that this rank kept in FP8 for backward in a step, and the bytes they took.
+  std::int64_t stored_numbers = 0;
+  std::int64_t stored_bytes = 0;
   std::vector<GemmProduct> products;
   StepTimes times;  ///< mean per step, this rank
 };

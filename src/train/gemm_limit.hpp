@@ -16,7 +16,7 @@ namespace athanor::train {
 struct GemmProduct {
   std::string name;            ///< e.g. "expert gate_up, weight gradient"
   std::string shape;           ///< "m x k x n" and how many of them in one step of this rank
-  std::string implementation;  ///< the fastest: "mm", "bmm" or "grouped_mm"
+  std::string implementation;  ///< the fastest: "mm", "bmm", "grouped_mm" or "own"
   double seconds = 0.0;        ///< of all its calls in one step
   double gflops = 0.0;         ///< 10^9 floating-point operations a second
 };

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "base/activity.hpp"
 #include "base/error.hpp"
+#include "base/fault_point.hpp"
 #include "base/log.hpp"
 #include "base/stopwatch.hpp"
 #include "checkpoint/catalog.hpp"
@@ -103,19 +105,11 @@ Resumed load(const std::string& path, const ResumeOptions& options, const checkp
   return {path, reader->manifest().run_id, trainer.state().step};
 }
 
-}  // namespace
-
-std::optional<Resumed> resume(const ResumeOptions& options, const std::string& checkpoints_dir,
-                              const checkpoint::Manifest& current, Trainer& trainer,
-                              const parallel::Communicator& world) {
-  std::string text;
-  parallel::run_agreed(world, [&] {
-    if (world.rank() == 0) {
-      text = join_lines(candidates(options, checkpoints_dir));
-    }
-  });
-  const std::vector<std::string> paths = split_lines(parallel::broadcast_string(text, 0, world));
-  std::string last_reason;
+// The first of `paths` that can be loaded; those before it are marked bad, unless only one is asked for.
+// `last_reason`: why the last one that was tried could not be.
+std::optional<Resumed> load_first(const std::vector<std::string>& paths, const ResumeOptions& options,
+                                  const checkpoint::Manifest& current, Trainer& trainer,
+                                  const parallel::Communicator& world, std::string& last_reason) {
   for (const std::string& path : paths) {
     const base::Stopwatch watch;
     try {
@@ -136,12 +130,81 @@ std::optional<Resumed> resume(const ResumeOptions& options, const std::string& c
       }
     }
   }
-  if (!paths.empty()) {
+  return std::nullopt;
+}
+
+// Whether a checkpoint was saved so soon after a trip of the guard that the trip may be in it.
+bool is_near_a_trip(const std::string& path, std::int64_t step, std::int64_t hold_steps) {
+  const checkpoint::Manifest manifest = checkpoint::CheckpointReader(path).manifest();
+  for (const checkpoint::StoredRole& role : manifest.roles) {
+    if (role.state.is_object() && role.state.contains("guard")) {
+      const auto last_trip = role.state["guard"].value("last_trip", std::int64_t{0});
+      if (last_trip > 0 && step < last_trip + hold_steps) {
+        return true;
+      }
+    }
+  }
+  return false;
+}
+
+// What rank 0 goes back to, best first.
+std::vector<std::string> healthy_before(const std::string& checkpoints_dir, std::int64_t step,
+                                        std::int64_t hold_steps) {
+  std::vector<std::string> paths;
+  for (const checkpoint::CatalogEntry& entry : checkpoint::list_checkpoints(checkpoints_dir)) {
+    const bool is_candidate = entry.status == checkpoint::CheckpointStatus::whole && entry.step < step;
+    try {
+      if (is_candidate && !is_near_a_trip(entry.path, entry.step, hold_steps)) {
+        paths.push_back(entry.path);
+      }
+    } catch (const base::Error& error) {
+      base::log_warning("{} is not gone back to ({})", entry.path, error.what());
+    }
+  }
+  return paths;
+}
+
+}  // namespace
+
+std::optional<Resumed> resume(const ResumeOptions& options, const std::string& checkpoints_dir,
+                              const checkpoint::Manifest& current, Trainer& trainer,
+                              const parallel::Communicator& world) {
+  std::string text;
+  parallel::run_agreed(world, [&] {
+    if (world.rank() == 0) {
+      text = join_lines(candidates(options, checkpoints_dir));
+    }
+  });
+  const std::vector<std::string> paths = split_lines(parallel::broadcast_string(text, 0, world));
+  std::string last_reason;
+  std::optional<Resumed> resumed = load_first(paths, options, current, trainer, world, last_reason);
+  if (!resumed && !paths.empty()) {
     throw base::CheckpointError(
         "no checkpoint in {} can be loaded (the oldest: {}) repair one, or start afresh in another run.dir",
         checkpoints_dir, last_reason);
   }
-  return std::nullopt;
+  return resumed;
+}
+
+std::optional<Resumed> go_back(const std::string& checkpoints_dir, std::int64_t step, std::int64_t hold_steps,
+                               Trainer& trainer, const parallel::Communicator& world) {
+  std::string text;
+  parallel::run_agreed(world, [&] {
+    if (world.rank() == 0) {
+      text = join_lines(healthy_before(checkpoints_dir, step, hold_steps));
+    }
+  });
+  const std::vector<std::string> paths = split_lines(parallel::broadcast_string(text, 0, world));
+  std::string last_reason;
+  std::optional<Resumed> resumed = load_first(paths, {}, {}, trainer, world, last_reason);
+  if (resumed && world.rank() == 0) {
+    for (const checkpoint::CatalogEntry& entry : checkpoint::list_checkpoints(checkpoints_dir)) {
+      if (entry.status == checkpoint::CheckpointStatus::whole && entry.step > resumed->step) {
+        checkpoint::mark_bad(entry.path, fmt::format("the run went back from it to step {}", resumed->step));
+      }
+    }
+  }
+  return resumed;
 }
 
 JobCheckpoints::JobCheckpoints(Job job, Trainer& trainer, const parallel::Communicator& world)
@@ -158,7 +221,9 @@ bool JobCheckpoints::is_due(std::int64_t step, std::int64_t save_requests) const
 }
 
 double JobCheckpoints::save() {
+  const base::ScopedSpan span(base::SpanKind::phase, "checkpoint");
   const base::Stopwatch watch;
+  base::fault_point("train.save", trainer_->grid().role().rank());
   last_save_watch_ = base::Stopwatch();
   wants_save_ = false;
   checkpoint::SaveRequest request;
@@ -187,6 +252,7 @@ void JobCheckpoints::poll() {
 }
 
 void JobCheckpoints::finish() {
+  const base::ScopedSpan span(base::SpanKind::phase, "checkpoint");
   while (writer_) {
     while (const std::optional<checkpoint::SaveVerdict> verdict = writer_->finish()) {
       take(*verdict);
@@ -196,6 +262,17 @@ void JobCheckpoints::finish() {
     }
     save();
   }
+}
+
+void JobCheckpoints::drain() {
+  while (writer_) {
+    const std::optional<checkpoint::SaveVerdict> verdict = writer_->finish();
+    if (!verdict) {
+      break;
+    }
+    take(*verdict);
+  }
+  wants_save_ = false;
 }
 
 void JobCheckpoints::take(const checkpoint::SaveVerdict& verdict) {

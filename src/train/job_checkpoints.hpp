@@ -63,6 +63,12 @@ std::optional<Resumed> resume(const ResumeOptions& options, const std::string& c
                               const checkpoint::Manifest& current, Trainer& trainer,
                               const parallel::Communicator& world);
 
+/// Loads the newest checkpoint from before `step` that was not saved within `hold_steps` of a trip of the
+/// numeric guard; later ones are marked bad, as is one that cannot be read. Nothing: there is none, and the
+/// trainer is as it was. No save may be in flight. Collective over `world`, which is one role.
+std::optional<Resumed> go_back(const std::string& checkpoints_dir, std::int64_t step, std::int64_t hold_steps,
+                               Trainer& trainer, const parallel::Communicator& world);
+
 /// Saves of a running job.
 class JobCheckpoints {
  public:
@@ -89,6 +95,14 @@ class JobCheckpoints {
   /// Waits for the save in flight; the state of the last step is saved when this returns, or IoError. Every
   /// rank calls it.
   void finish();
+  /// Waits for the save in flight; one that fails is not tried again. Every rank calls it.
+  void drain();
+  /// The last one of this job stays, whatever is saved after it.
+  void protect_last() {
+    if (writer_ && !last_path_.empty()) {
+      writer_->note_verified(last_path_);
+    }
+  }
   /// A checkpoint of this job that was read back whole.
   void note_verified(const std::string& path) {
     if (writer_) {

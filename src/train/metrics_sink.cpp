@@ -52,6 +52,13 @@ nlohmann::ordered_json to_json(const StepMetrics& metrics) {
   object["dropped"] = metrics.dropped;
   object["skipped"] = metrics.skipped;
   object["total_skips"] = metrics.total_skips;
+  object["guard_trips"] = metrics.guard_trips;
+  if (!metrics.guard.empty()) {
+    object["guard"] = metrics.guard;
+  }
+  for (const auto& [name, value] : metrics.monitors) {
+    put(object, name.c_str(), value);
+  }
   for (const auto& [name, value] : metrics.figures) {
     put(object, name.c_str(), value);
   }
@@ -69,6 +76,10 @@ nlohmann::ordered_json to_json(const StepMetrics& metrics) {
   object["fp8_nonfinite"] = metrics.wire_losses.nonfinite;
   object["peak_rss_bytes"] = metrics.peak_rss_bytes;
   object["times_s"] = to_json(metrics.times);
+  if (metrics.slowest.rank >= 0) {
+    object["slowest_rank"] = {
+        {"rank", metrics.slowest.rank}, {"score", metrics.slowest.score}, {"phase", metrics.slowest.phase}};
+  }
   for (const LayerBalance& layer : metrics.layers) {
     object["layers"].push_back({{"use_std", layer.use_std},
                                 {"use_max", layer.use_max},
@@ -124,10 +135,10 @@ LineKind kind_of(const std::string& line, const MetricsSinkOptions& options) {
 // Drops what an earlier job wrote beyond the state that this one starts from. Returns whether an evaluation
 // of that state is there.
 bool cut_metrics(const MetricsSinkOptions& options) {
-  std::ifstream file(options.path);
-  if (!file) {
+  if (!std::filesystem::is_regular_file(options.path)) {  // nothing yet, or a device
     return false;
   }
+  std::ifstream file(options.path);
   bool has_evaluation = false;
   const std::string kept_path = options.path + ".tmp";
   std::int64_t cut = 0;
@@ -160,11 +171,7 @@ MetricsSink::MetricsSink(const MetricsSinkOptions& options)
     : options_(options), terminal_(is_shown_on_terminal()) {
   if (!options_.path.empty()) {
     had_evaluation_ = cut_metrics(options_);
-    file_.open(options_.path, std::ios::app);
-    if (!file_) {
-      throw base::CannotCreateError(
-          "cannot write {} (the folder is missing or read-only) choose another run.dir", options_.path);
-    }
+    file_ = base::LineFile(options_.path);
   }
 }
 
@@ -172,17 +179,18 @@ MetricsSink::~MetricsSink() {
   if (line_open_) {
     std::fputc('\n', stderr);
   }
+  if (file_.dropped() > 0) {
+    base::log_local(base::LogLevel::warning,
+                    fmt::format("{} lines of {} could not be written and are missing there", file_.dropped(),
+                                options_.path));
+  }
 }
 
 void MetricsSink::write_step(const StepMetrics& metrics) {
   const double step_s = metrics.times.total_s;
   smoothed_step_s_ = smoothed_step_s_ == 0.0 ? step_s : 0.9 * smoothed_step_s_ + 0.1 * step_s;
   if (!options_.path.empty()) {
-    file_ << to_json(metrics).dump() << '\n' << std::flush;
-    if (!file_) {
-      throw base::IoError("writing {} failed (disk full?) free space or choose another run.dir",
-                          options_.path);
-    }
+    file_.append(to_json(metrics).dump());
     show_progress(metrics);
   }
 }
@@ -243,7 +251,7 @@ void MetricsSink::write_evaluation(std::int64_t step, const std::vector<infer::D
                     domain.domain, domain.loss, domain.perplexity, domain.tokens);
     options_.leads ? base::log_once(base::LogLevel::info, line) : base::log_local(base::LogLevel::info, line);
   }
-  file_ << object.dump() << '\n' << std::flush;
+  file_.append(object.dump());
 }
 
 }  // namespace athanor::train

@@ -2,9 +2,9 @@
 #pragma once
 
 #include <cstdint>
-#include <fstream>
 #include <string>
 
+#include "base/line_file.hpp"
 #include "infer/evaluator.hpp"
 #include "train/step_metrics.hpp"
 
@@ -37,7 +37,7 @@ class MetricsSink {
   void show_progress(const StepMetrics& metrics);
 
   MetricsSinkOptions options_;
-  std::ofstream file_;
+  base::LineFile file_;
   bool terminal_ = false;
   bool line_open_ = false;
   bool had_evaluation_ = false;

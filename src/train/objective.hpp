@@ -57,6 +57,11 @@ class Objective {
   virtual bool accepts_step() { return true; }
   /// Adds its figures to the step's metrics. Collective over `role`.
   virtual void report(StepMetrics& metrics, const parallel::Communicator& role) = 0;
+  /// Which losses this step is made of: gradients of other stages have other sizes.
+  virtual std::string stage() const { return ""; }
+  /// Whether the forward passes of a step may be made once more before accepts_step(): they have no effect
+  /// beyond their results.
+  virtual bool can_repeat() const { return false; }
   /// The step is over; `skipped`: parameters were not changed.
   virtual void end_step(bool skipped) = 0;
   /// After the last step: completes what is under way with other roles.
@@ -73,6 +78,7 @@ class Objective {
 class LanguageModelObjective : public Objective {
  public:
   void begin_step(const ObjectiveStep&) override {}
+  bool can_repeat() const override { return true; }
   double forward(const model::Transformer& model, const model::ForwardContext& context, std::int64_t index,
                  MicroBatch& micro) override;
   void report(StepMetrics&, const parallel::Communicator&) override {}

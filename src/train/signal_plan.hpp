@@ -39,6 +39,7 @@ struct SignalOptions {
   std::vector<StudentSignals> students;
   std::uint64_t seed = 0;
   std::int64_t window = 2;
+  bool overlap_sends = true;  ///< signals travel while the teacher computes
   double deadline_s = 300.0;
   std::int64_t gap_every = 0;       ///< steps between two measurements of the codec's gap; 0: none
   double gap_fraction = 0.01;       ///< of a sample's tokens that a measurement takes

@@ -131,6 +131,33 @@ std::int64_t integer(const nlohmann::json& json, const char* key) {
   return found->get<std::int64_t>();
 }
 
+nlohmann::json to_json(const GuardState& guard) {
+  const auto& [losses, norms, bad_steps, first_bad, last_trip, trips, transients, repairs, rollbacks,
+               passed_over, stage] = guard;
+  return {{"losses", losses},           {"norms", norms},         {"bad_steps", bad_steps},
+          {"first_bad", first_bad},     {"last_trip", last_trip}, {"trips", trips},
+          {"transients", transients},   {"repairs", repairs},     {"rollbacks", rollbacks},
+          {"passed_over", passed_over}, {"stage", stage}};
+}
+
+GuardState guard_from_json(const nlohmann::json& json) {
+  GuardState guard;
+  guard.losses = json.at("losses").get<std::vector<double>>();
+  guard.norms = json.at("norms").get<std::vector<double>>();
+  guard.stage = json.at("stage").get<std::string>();
+  for (auto [name, value] : {std::pair{"bad_steps", &guard.bad_steps},
+                             {"first_bad", &guard.first_bad},
+                             {"last_trip", &guard.last_trip},
+                             {"trips", &guard.trips},
+                             {"transients", &guard.transients},
+                             {"repairs", &guard.repairs},
+                             {"rollbacks", &guard.rollbacks},
+                             {"passed_over", &guard.passed_over}}) {
+    *value = integer(json, name);
+  }
+  return guard;
+}
+
 }  // namespace
 
 at::ScalarType scalar_type(ElementType type) {
@@ -186,7 +213,7 @@ checkpoint::StoredRole stored_role(Trainer& trainer) {
 
 nlohmann::json scalars_to_json(const TrainState& state) {
   // A new member of the state does not compile here until it is saved.
-  const auto& [step, tokens, updates, loss_scale, balance, cursor, objective] = state;
+  const auto& [step, tokens, updates, loss_scale, balance, cursor, objective, guard] = state;
   const auto& [scale, clean_steps, consecutive_skips, total_skips, had_good_step] = loss_scale;
   const auto& [previous_counts, previous_tokens, bias] = balance;  // the tensors are slices
   const auto& [next_position] = cursor;
@@ -201,11 +228,12 @@ nlohmann::json scalars_to_json(const TrainState& state) {
             {"had_good_step", had_good_step}}},
           {"previous_tokens", previous_tokens},
           {"cursor", {{"next_position", next_position}}},
-          {"objective", objective}};
+          {"objective", objective},
+          {"guard", to_json(guard)}};
 }
 
 void scalars_from_json(const nlohmann::json& json, TrainState& state) {
-  auto& [step, tokens, updates, loss_scale, balance, cursor, objective] = state;
+  auto& [step, tokens, updates, loss_scale, balance, cursor, objective, guard] = state;
   auto& [scale, clean_steps, consecutive_skips, total_skips, had_good_step] = loss_scale;
   step = integer(json, "step");
   tokens = integer(json, "tokens");
@@ -220,6 +248,7 @@ void scalars_from_json(const nlohmann::json& json, TrainState& state) {
     had_good_step = stored.at("had_good_step").get<bool>();
     cursor.next_position = integer(json.at("cursor"), "next_position");
     objective = json.at("objective").get<std::string>();
+    guard = json.contains("guard") ? guard_from_json(json["guard"]) : GuardState{};  // older: had none
   } catch (const nlohmann::json::exception& error) {
     throw base::CheckpointError(
         "the checkpoint's state cannot be read ({}) it is damaged or of another program", error.what());

@@ -33,6 +33,13 @@ struct StepTimes {
   double total_s = 0.0;
 };
 
+/// The rank with the longest time of its own for a step (train/straggler.hpp).
+struct SlowestRank {
+  int rank = -1;       ///< in the role; -1: not looked for at this step
+  double score = 1.0;  ///< the others' median / its own time
+  std::string phase;   ///< in which it loses most
+};
+
 struct StepMetrics {
   std::string role;
   std::int64_t step = 0;                        ///< 1 after the first step
@@ -49,6 +56,11 @@ struct StepMetrics {
   std::int64_t dropped = 0;     ///< choices dropped in this step
   bool skipped = false;
   std::int64_t total_skips = 0;
+  std::string guard;             ///< what the numeric guard saw or did; empty: nothing
+  std::int64_t guard_trips = 0;  ///< of the run so far
+  std::string rollback_reason;   ///< why the run is to go back to a checkpoint; empty: it is not
+  /// loss_fluctuation, step_time_p99_s; none before their windows are full.
+  std::map<std::string, double> monitors;
   std::array<std::int64_t, parallel::num_traffic_kinds> bytes_sent{};  ///< of this step, summed over the role
   parallel::WireLosses wire_losses;  ///< of the fp8 wires in this step, summed over the role
   std::vector<LayerBalance> layers;
@@ -61,6 +73,7 @@ struct StepMetrics {
   std::int64_t stop_requests = 0;         ///< ranks that asked before this step that the job stops after it
   std::int64_t late_stop_requests = 0;    ///< ranks that asked so by the end of the step
   StepTimes times;
+  SlowestRank slowest;
 };
 
 }  // namespace athanor::train

@@ -164,6 +164,10 @@ bool StudentObjective::trains() const {
   return !state_->gates.has_stopped() && state_->step.labels > 0.0;
 }
 
+std::string StudentObjective::stage() const {
+  return state_->step.phase().name;
+}
+
 double StudentObjective::learning_rate_factor() const {
   return state_->step.phase().learning_rate_factor;
 }

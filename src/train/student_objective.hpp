@@ -33,6 +33,8 @@ class StudentObjective : public Objective {
   bool trains() const override;
   /// That of the stage.
   double learning_rate_factor() const override;
+  /// The name of the phase.
+  std::string stage() const override;
   double forward(const model::Transformer& model, const model::ForwardContext& context, std::int64_t index,
                  MicroBatch& micro) override;
   bool accepts_step() override;

@@ -91,9 +91,10 @@ void TeacherObjective::progress() {
 void TeacherObjective::start(std::int64_t first_step, const std::function<void()>& while_waiting) {
   State& state = *state_;
   state.options->first_step = first_step;
-  state.sender.emplace(state.wire, state.grid.role().rank(), plans_of(state.options),
-                       distill::LinkOptions{state.options->window, first_step, state.options->total_steps,
-                                            state.options->deadline_s, while_waiting});
+  state.sender.emplace(
+      state.wire, state.grid.role().rank(), plans_of(state.options),
+      distill::LinkOptions{state.options->window, first_step, state.options->total_steps,
+                           state.options->deadline_s, while_waiting, state.options->overlap_sends});
   state.while_waiting = while_waiting;
   if (state.options->students_may_leave) {
     std::vector<int> first_ranks;

@@ -10,10 +10,12 @@
 #include "base/precision.hpp"
 #include "data/batch.hpp"
 #include "data/sampler.hpp"
+#include "device/device.hpp"
 #include "model/transformer.hpp"
 #include "optim/loss_scaler.hpp"
 #include "optim/sharded_optimizer.hpp"
 #include "parallel/process_grid.hpp"
+#include "train/guard.hpp"
 #include "train/step_metrics.hpp"
 
 namespace athanor::train {
@@ -38,6 +40,8 @@ struct TrainerOptions {
   std::int64_t seq = 256;         ///< tokens of a sequence
   std::int64_t total_steps = 0;   ///< for the learning-rate schedule
   std::uint64_t seed = 0;
+  GuardOptions guard;
+  device::Device device;  ///< of parameters, gradients and activations
 };
 
 /// All that outlives a step and can change a later one, except parameters and moments, which the optimizer
@@ -50,9 +54,11 @@ struct TrainState {
   moe::BalanceState balance;
   data::DataCursor cursor;
   std::string objective;  ///< Objective::state()
+  GuardState guard;
 };
 
 class StepSums;
+struct StepAttempt;
 class Objective;
 struct ObjectiveStep;
 
@@ -80,7 +86,7 @@ class Trainer {
 
   /// One optimizer step over this replica's micro-batches (equal numbers on all replicas; a replica's list
   /// may hold batches with zero rows). Collective over the role. Throws NumericError after optim.max_skips
-  /// consecutive skips.
+  /// consecutive skips, and where the guard stops the run (StepGuard).
   StepMetrics step(const std::vector<data::Batch>& micro_batches, const StepRequests& requests = {});
 
   const TrainerOptions& options() const;
@@ -102,7 +108,12 @@ class Trainer {
 
  private:
   struct Parts;
-  optim::UpdateResult update_parameters(StepMetrics& metrics, double labels, double seed, bool trains);
+  struct Update {
+    optim::UpdateResult result;
+    bool left_out_by_guard = false;  ///< although the gradients were finite
+  };
+  Update update_parameters(StepMetrics& metrics, double labels, double seed, bool trains,
+                           StepAttempt& attempt, const std::function<StepAttempt()>& again);
   double run_schedule(const std::vector<data::Batch>& micro_batches, const model::ForwardContext& context,
                       double seed, StepTimes& times);
   struct StepCounts {
@@ -113,9 +124,8 @@ class Trainer {
   StepCounts count_over_role(const std::vector<data::Batch>& micro_batches,
                              const StepRequests& requests) const;
   bool is_first_of_replica() const;
-  void advance_state(const optim::UpdateResult& update, const StepSums& sums, double labels, bool trains);
+  void advance_state(const Update& update, const StepSums& sums, double labels, bool trains);
   void describe_state(StepMetrics& metrics) const;
-  void stop_after_too_many_skips() const;
   std::unique_ptr<Parts> parts_;
 };
 

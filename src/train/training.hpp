@@ -11,9 +11,12 @@
 #include "data/dataset.hpp"
 #include "infer/evaluator.hpp"
 #include "parallel/communicator.hpp"
+#include "train/guard.hpp"
 #include "train/job_checkpoints.hpp"
+#include "train/monitors.hpp"
 #include "train/stop_request.hpp"
 #include "train/student_weights.hpp"
+#include "train/trace.hpp"
 #include "train/trainer.hpp"
 
 namespace athanor::train {
@@ -36,9 +39,13 @@ struct TrainingOptions {
   std::int64_t log_every = 10;
   std::int64_t eval_every = 0;    ///< steps; 0: only at the end
   std::int64_t eval_batches = 0;  ///< batches per domain; 0: all
+  TraceOptions trace;
   CheckpointOptions checkpoint;
   ResumeOptions resume;
   StopOptions stop;
+  double straggler_score = 0.5;  ///< StragglerOptions::score
+  GuardOptions guard;            ///< bundle_dir is filled in by the job
+  MonitorOptions monitors;
   std::string metrics_dir;  ///< empty: run_dir
   std::string init;         ///< checkpoint whose weights a fresh run starts from; empty: random ones
   std::optional<ShrinkOptions> shrink;  ///< `init` holds a larger model; none: the role's own

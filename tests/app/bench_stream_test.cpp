@@ -2,14 +2,13 @@
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sys/wait.h>
 
 #include <cstdlib>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <nlohmann/json.hpp>
 #include <string>
+
+#include "support/program.hpp"
 
 namespace athanor {
 namespace {
@@ -17,17 +16,7 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 using testing::HasSubstr;
-
-struct Outcome {
-  int exit_code = -1;
-  std::string out;
-  std::string err;
-};
-
-std::string read_file(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-}
+using tests::Outcome;
 
 class BenchStream : public testing::Test {
  protected:
@@ -39,18 +28,14 @@ class BenchStream : public testing::Test {
 
   // A small pair: an expert teacher on one rank, a dense student on the others.
   Outcome run(int ranks, const std::string& options) const {
-    const fs::path program = fs::read_symlink("/proc/self/exe").parent_path().parent_path() / "athanor";
-    const std::string command = fmt::format(
-        "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_NUM_THREADS=1 mpirun --oversubscribe "
-        "--bind-to none --mca mpi_yield_when_idle 1 -np {} {} bench stream --model.vocab_size=61 "
-        "--model.layers=2 --model.hidden=16 --model.heads=2 --model.kv_heads=2 --moe.experts=4 --moe.top_k=2 "
-        "--moe.ffn=8 --student.moe.experts=0 --student.moe.balance=none --model.ffn=24 --batch.global=4 "
-        "--batch.seq=16 --distill.top_k=5 --distill.phases=joint --bench.rounds=2 --bench.steps_per_round=1 "
-        "--bench.warmup_steps=1 {} >{} 2>{}",
-        ranks, program.string(), options, (folder_ / "out").string(), (folder_ / "err").string());
-    const int status = std::system(command.c_str());
-    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read_file(folder_ / "out"),
-            read_file(folder_ / "err")};
+    return tests::run_program(
+        folder_,
+        "bench stream --model.vocab_size=61 --model.layers=2 --model.hidden=16 --model.heads=2 "
+        "--model.kv_heads=2 --moe.experts=4 --moe.top_k=2 --moe.ffn=8 --student.moe.experts=0 "
+        "--student.moe.balance=none --model.ffn=24 --batch.global=4 --batch.seq=16 --distill.top_k=5 "
+        "--distill.phases=joint --bench.rounds=2 --bench.steps_per_round=1 --bench.warmup_steps=1 " +
+            options,
+        tests::on_ranks(ranks));
   }
 
   fs::path folder_;

@@ -1,14 +1,12 @@
 // `athanor checkpoint import` and `export` from outside, on folders written here: no transformers needed.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sys/wait.h>
 
 #include <cstdint>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <functional>
-#include <iterator>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <random>
@@ -19,6 +17,7 @@
 #include "base/error.hpp"
 #include "checkpoint/safetensors_folder.hpp"
 #include "model/hf_names.hpp"
+#include "support/program.hpp"
 
 namespace athanor {
 namespace {
@@ -26,17 +25,8 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 using testing::HasSubstr;
-
-struct Outcome {
-  int exit_code = -1;
-  std::string out;
-  std::string err;
-};
-
-std::string read_file(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-}
+using tests::Outcome;
+using tests::read_file;
 
 model::TransformerConfig small_model() {
   model::TransformerConfig config;
@@ -96,11 +86,7 @@ class Exchange : public testing::Test {
   void TearDown() override { fs::remove_all(work_); }
 
   Outcome run(const std::string& arguments) const {
-    const fs::path program = fs::read_symlink("/proc/self/exe").parent_path().parent_path() / "athanor";
-    const std::string command = fmt::format("{} checkpoint {} >{} 2>{}", program.string(), arguments,
-                                            (work_ / "out").string(), (work_ / "err").string());
-    const int status = std::system(command.c_str());
-    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read_file(work_ / "out"), read_file(work_ / "err")};
+    return tests::run_program(work_, "checkpoint " + arguments);
   }
   Outcome import(const fs::path& from, const fs::path& to) const {
     return run(fmt::format("import --from={} --to={} --json", from.string(), to.string()));

@@ -2,38 +2,22 @@
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sys/wait.h>
 
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
-#include <iterator>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
+
+#include "support/program.hpp"
 
 namespace athanor {
 namespace {
 
 namespace fs = std::filesystem;
 using testing::HasSubstr;
-
-struct Outcome {
-  int exit_code = -1;
-  std::string out;
-  std::string err;
-  /// The last line's object.
-  nlohmann::json json() const {
-    const std::size_t end = out.find_last_not_of('\n');
-    const std::size_t begin = out.rfind('\n', end);
-    return nlohmann::json::parse(out.substr(begin == std::string::npos ? 0 : begin + 1));
-  }
-};
-
-std::string read_file(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-}
+using tests::Outcome;
 
 // The teacher's; the command line wins over it.
 constexpr const char* config_file = R"(
@@ -85,12 +69,7 @@ class StudentInitProgram : public testing::Test {
     return folder;
   }
   static Outcome run(const std::string& arguments) {
-    const fs::path program = fs::read_symlink("/proc/self/exe").parent_path().parent_path() / "athanor";
-    const int status = std::system(fmt::format("OMP_NUM_THREADS=1 {} {} >{}/out 2>{}/err", program.string(),
-                                               arguments, work().string(), work().string())
-                                       .c_str());
-    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read_file(work() / "out"),
-            read_file(work() / "err")};
+    return tests::run_program(work(), arguments, "OMP_NUM_THREADS=1");
   }
   static Outcome train(const std::string& name, const std::string& options) {
     return run(
@@ -158,21 +137,14 @@ TEST_F(StudentInitProgram, RefusesWithTheReason) {
 
 // Teacher and student of one job, the student out of the teacher's own checkpoint.
 TEST_F(StudentInitProgram, DistillStartsTheStudentFromTheTeachersCheckpoint) {
-  const std::string launcher = "mpirun --allow-run-as-root --oversubscribe --bind-to none -np 2";
-  const fs::path program = fs::read_symlink("/proc/self/exe").parent_path().parent_path() / "athanor";
   const auto distill = [&](const std::string& name, const std::string& options) {
-    const int status = std::system(
-        fmt::format(
-            "OMP_NUM_THREADS=1 OMPI_MCA_mpi_yield_when_idle=1 {0} {1} distill --json --config={2}/model.ini "
-            "--run.dir={2}/{3}"
-            " --data.train={2}/data-train --data.tokenizer={2}/tokenizer.model"
-            " --teacher.init={2}/teacher --teacher.frozen=true --teacher.ranks=1"
-            " --student.ranks=1 --student.moe.experts=0 --student.model.ffn=48 --student.model.layers=2"
-            " --distill.phases=joint --distill.hidden_layers=0 --train.steps=2 {4} >{2}/out 2>{2}/err",
-            launcher, program.string(), work().string(), name, options)
-            .c_str());
-    return Outcome{WIFEXITED(status) ? WEXITSTATUS(status) : -1, read_file(work() / "out"),
-                   read_file(work() / "err")};
+    const std::string arguments = fmt::format(
+        "distill --json --config={0}/model.ini --run.dir={0}/{1} --data.train={0}/data-train"
+        " --data.tokenizer={0}/tokenizer.model --teacher.init={0}/teacher --teacher.frozen=true"
+        " --teacher.ranks=1 --student.ranks=1 --student.moe.experts=0 --student.model.ffn=48"
+        " --student.model.layers=2 --distill.phases=joint --distill.hidden_layers=0 --train.steps=2 {2}",
+        work().string(), name, options);
+    return tests::run_program(work(), arguments, tests::on_ranks(2));
   };
   const Outcome random = distill("pair-random", "");
   ASSERT_EQ(random.exit_code, 0) << random.err;

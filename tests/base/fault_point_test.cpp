@@ -3,8 +3,15 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
+#include <chrono>
+#include <cmath>
 #include <csignal>
+#include <cstdlib>
+#include <string>
+#include <thread>
 
 #include "base/error.hpp"
 #include "base/stopwatch.hpp"
@@ -53,10 +60,50 @@ TEST_F(FaultPoint, SleepsKillsAndExits) {
       testing::ExitedWithCode(70), "");
 }
 
+// A child process that passes the point with this action and then ends with 3.
+pid_t pass_in_child(const char* action) {
+  const pid_t child = ::fork();
+  if (child == 0) {
+    set_faults(std::string("p:0:1:") + action);
+    fault_point("p", 0);
+    std::_Exit(3);
+  }
+  return child;
+}
+
+TEST_F(FaultPoint, StopsUntilItIsContinued) {
+  const pid_t child = pass_in_child("stop");
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, WUNTRACED), child);
+  EXPECT_TRUE(WIFSTOPPED(status));
+  ::kill(child, SIGCONT);
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_EQ(WEXITSTATUS(status), 3);
+}
+
+TEST_F(FaultPoint, HangsForEver) {
+  const pid_t child = pass_in_child("hang");
+  std::this_thread::sleep_for(std::chrono::milliseconds(200));
+  int status = 0;
+  EXPECT_EQ(::waitpid(child, &status, WNOHANG), 0);
+  ::kill(child, SIGKILL);
+  EXPECT_EQ(::waitpid(child, &status, 0), child);
+}
+
+TEST_F(FaultPoint, GivesAValueToThoseWhoTakeOne) {
+  set_faults("p:1:2:value=100,q:*:1:value=nan,r:0:1:value=-inf");
+  EXPECT_EQ(fault_value("p", 1), std::nullopt);
+  EXPECT_EQ(fault_value("p", 0), std::nullopt);
+  EXPECT_EQ(fault_value("p", 1), 100.0);
+  EXPECT_EQ(fault_value("p", 1), std::nullopt);
+  EXPECT_TRUE(std::isnan(fault_value("q", 7).value_or(0.0)));
+  EXPECT_NO_THROW(fault_point("r", 0)) << "a point that takes none goes on";
+}
+
 TEST_F(FaultPoint, RefusesWhatIsMalformed) {
-  for (const char* setting :
-       {"p", "p:0:1", "p:0:1:kill:x", ":0:1:kill", "p:-1:1:kill", "p:x:1:kill", "p:0:0:kill", "p:0:1:explode",
-        "p:0:1:sleep=", "p:0:1:sleep=x", "p:0:1:kill,", "p:0:1:sleep=nan"}) {
+  for (const char* setting : {"p", "p:0:1", "p:0:1:kill:x", ":0:1:kill", "p:-1:1:kill", "p:x:1:kill",
+                              "p:0:0:kill", "p:0:1:explode", "p:0:1:sleep=", "p:0:1:sleep=x", "p:0:1:kill,",
+                              "p:0:1:sleep=nan", "p:0:1:value=", "p:0:1:value=1x"}) {
     EXPECT_THAT([&] { set_faults(setting); }, ThrowsMessage<ConfigError>(HasSubstr("ATHANOR_FAULT")))
         << setting;
   }

@@ -11,7 +11,7 @@ namespace {
 namespace fs = std::filesystem;
 
 fs::path golden_folder() {
-  return fs::path(__FILE__).parent_path() / "golden";
+  return fs::path(ATHANOR_SOURCE_DIR) / "tests" / "checkpoint" / "golden";
 }
 
 TEST(GoldenCheckpoint, VersionOneIsRead) {

@@ -31,6 +31,7 @@ TEST(CommandLine, ReadsCommandFlagsAndValues) {
 
 TEST(CommandLine, KnowsTheCommandOfTwoWords) {
   EXPECT_EQ(parse({"bench", "step"}).command, Command::bench_step);
+  EXPECT_EQ(parse({"bench", "kernels"}).command, Command::bench_kernels);
 }
 
 TEST(CommandLine, DefaultsOfTheDesign) {
@@ -68,7 +69,7 @@ TEST(CommandLine, RefusesUnknownCommands) {
   expect_refused({"checkpoint"}, {"its second word is missing", "checkpoint verify"});
   expect_refused({"report", "runs/a"}, {"report", "not in version"});
   expect_refused({"bench"}, {"bench", "missing", "bench step, bench checkpoint"});
-  expect_refused({"bench", "collectives"}, {"bench collectives", "there is none", "bench step"});
+  expect_refused({"bench", "network"}, {"bench network", "there is none", "bench step"});
   expect_refused({"train", "run.ini"}, {"unexpected argument run.ini"});
 }
 

@@ -47,34 +47,26 @@ TEST(Estimate, ShardsAddUpToTheModel) {
   EXPECT_EQ(count_rank_parameters(model, {.tp = 8}).key_value * 4, whole.key_value);
 }
 
-TEST(Estimate, BytesFollowTypeAndSharding) {
-  const RunConfig f32 = bench_config();
-  const parallel::ParallelDims dims{.dp = 2, .tp = 1, .ep = 2};
-  const std::int64_t elements = count_rank_parameters(f32.roles[0].model, dims).total();
-  const MemoryEstimate one = estimate_memory(f32, f32.roles[0], dims);
-  EXPECT_EQ(one.parameters, 4 * elements);
-  EXPECT_EQ(one.gradients, 4 * elements);
-
-  const RunConfig bf16 = bench_config({"--precision.compute=bf16", "--optim.zero=0"});
-  const MemoryEstimate two = estimate_memory(bf16, bf16.roles[0], dims);
-  EXPECT_EQ(two.parameters, 2 * elements);
-  EXPECT_EQ(two.gradients, 4 * elements);
-  EXPECT_EQ(two.optimizer, 12 * elements);  // master weights and two moments on every holder
-
-  // zero=1: dense state halves over the two replicas; experts have one holder each at ep = 2.
-  const RankParameters count = count_rank_parameters(f32.roles[0].model, dims);
-  EXPECT_EQ(one.optimizer, 8 * (count.expert + (elements - count.expert) / 2));
-
-  const RunConfig recompute = bench_config({"--model.recompute=true"});
-  EXPECT_LT(estimate_memory(recompute, recompute.roles[0], dims).activations, one.activations);
+TEST(Estimate, RefusesWhatDoesNotFit) {
+  const RunConfig config = bench_config();
+  MemoryPlan plan;
+  plan.parameters = 2'000'000'000;
+  plan.worst.peak = 1'000'000'000;
+  EXPECT_NO_THROW(check_memory(config, plan, 8'000'000'000, 2));
+  expect_error([&] { check_memory(config, plan, 4'000'000'000, 2); }, base::ExitCode::usage,
+               {"no memory for the model", "2180.0 MB", "4000.0 MB", "2 ranks", "model.recompute"});
 }
 
-TEST(Estimate, RefusesWhatDoesNotFit) {
-  MemoryEstimate estimate;
-  estimate.parameters = 2'000'000'000;
-  EXPECT_NO_THROW(check_memory(estimate, 8'000'000'000, 2));
-  expect_error([&] { check_memory(estimate, 4'000'000'000, 2); }, base::ExitCode::usage,
-               {"no memory for the model", "2130.0 MB", "4000.0 MB", "2 ranks", "model.recompute"});
+TEST(Estimate, RefusesRoutingThatDoesNotFit) {
+  MemoryPlan plan;
+  plan.parameters = 2'000'000'000;
+  plan.worst.peak = 1'000'000'000;
+  expect_error([&] { check_memory(bench_config(), plan, 3'000'000'000, 1); }, base::ExitCode::usage,
+               {"worst routing", "2180.0 MB", "3180.0 MB", "moe.capacity_factor", "plan.worst_case=warn"});
+  EXPECT_NO_THROW(check_memory(bench_config({"--plan.worst_case=warn"}), plan, 3'000'000'000, 1));
+  EXPECT_NO_THROW(check_memory(bench_config({"--plan.memory_bytes=4e9"}), plan, 1, 1));
+  expect_error([&] { check_memory(bench_config({"--plan.memory_bytes=3e9"}), plan, 9'000'000'000, 1); },
+               base::ExitCode::usage, {"plan.memory_bytes gives it 3000.0 MB"});
 }
 
 TEST(Estimate, DescribesThePlan) {

@@ -22,9 +22,9 @@ inline config::ParsedCommand parse(std::vector<std::string> words) {
   return config::parse_command_line(static_cast<int>(argv.size()), argv.data());
 }
 
-/// The source tree, from the path of this file.
+/// The source tree.
 inline std::filesystem::path source_folder() {
-  return std::filesystem::path(__FILE__).parent_path().parent_path().parent_path();
+  return ATHANOR_SOURCE_DIR;
 }
 
 /// A folder that is removed at the end of the test.

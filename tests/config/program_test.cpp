@@ -5,49 +5,23 @@
 #include <chrono>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
-#include <sstream>
 
 #include "config/help.hpp"
 #include "config/parse.hpp"
+#include "support/program.hpp"
 
 namespace athanor::config {
 namespace {
 
+using tests::on_ranks;
+using tests::Outcome;
+using tests::program;
 using tests::ScratchFolder;
-
-struct Outcome {
-  int exit_code = -1;
-  std::string out;
-  std::string err;
-};
-
-std::filesystem::path program() {
-  return std::filesystem::read_symlink("/proc/self/exe").parent_path().parent_path() / "athanor";
-}
-
-std::string read_all(const std::string& path) {
-  std::ifstream file(path);
-  std::ostringstream text;
-  text << file.rdbuf();
-  return text.str();
-}
 
 // Runs the shell command `before` + athanor + `arguments`.
 Outcome run(const std::string& arguments, const std::string& before = "") {
   const ScratchFolder scratch;
-  const std::string command = fmt::format("{} {} {} >{} 2>{}", before, program().string(), arguments,
-                                          scratch.path("out"), scratch.path("err"));
-  const int status = std::system(command.c_str());
-  return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read_all(scratch.path("out")),
-          read_all(scratch.path("err"))};
-}
-
-std::string on_ranks(int ranks) {
-  return fmt::format(
-      "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_NUM_THREADS=1 mpirun --oversubscribe "
-      "--bind-to none "
-      "--mca mpi_yield_when_idle 1 -np {}",
-      ranks);
+  return tests::run_program(scratch.path("."), arguments, before);
 }
 
 int count(const std::string& text, const std::string& part) {
@@ -148,7 +122,7 @@ TEST(Program, RefusesDifferentConfigurationsOnDifferentRanks) {
   const std::string command = fmt::format("{} {} 2>{}", on_ranks(2), script, scratch.path("err"));
   const int status = std::system(command.c_str());
   EXPECT_EQ(WEXITSTATUS(status), 64);
-  const std::string err = read_all(scratch.path("err"));
+  const std::string err = tests::read_file(scratch.path("err"));
   EXPECT_EQ(count(err, "optim.lr (0.01 and 0.02) on ranks 0 and 1"), 1) << err;
 }
 
@@ -160,7 +134,7 @@ TEST(Program, AnErrorOfOneRankNamesIt) {
   const std::string command = fmt::format("{} {} 2>{}", on_ranks(2), script, scratch.path("err"));
   const int status = std::system(command.c_str());
   EXPECT_EQ(WEXITSTATUS(status), 64);
-  EXPECT_EQ(count(read_all(scratch.path("err")), "athanor: error: rank 1: --model.layers=0"), 1);
+  EXPECT_EQ(count(tests::read_file(scratch.path("err")), "athanor: error: rank 1: --model.layers=0"), 1);
 }
 
 // A corpus small enough to train on in a second: returns options that use it.
@@ -243,7 +217,7 @@ TEST(Program, ARankThatFailsAloneEndsTheJob) {
   const int status = std::system(command.c_str());
   EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(20));
   EXPECT_EQ(WEXITSTATUS(status), 66);
-  const std::string err = read_all(scratch.path("err"));
+  const std::string err = tests::read_file(scratch.path("err"));
   EXPECT_EQ(count(err, "athanor: error: rank 1: "), 1) << err;
 }
 

@@ -85,6 +85,13 @@ TEST(Validate, RefusesBatchesThatDoNotDivide) {
   refused({"--batch.seq=4096"}, 1, {"batch.seq=4096", "model.max_seq=2048"});
 }
 
+TEST(Validate, RefusesGuardsThatCannotWork) {
+  EXPECT_NO_THROW(validate(with(good_train(), {"--guard.action=rollback", "--guard.min_steps=128"}), 1));
+  refused({"--guard.min_steps=129"}, 1, {"guard.min_steps=129", "guard.window=128"});
+  refused({"--guard.action=rollback", "--checkpoint.every=0"}, 1,
+          {"guard.action=rollback", "checkpoint.every=0"});
+}
+
 TEST(Validate, RefusesWhatThisVersionDoesNotDo) {
   for (const char* wire : {"bf16", "fp8"}) {
     const std::string grad = std::string("--precision.grad_comm=") + wire;
@@ -98,12 +105,18 @@ TEST(Validate, RefusesWhatThisVersionDoesNotDo) {
   refused({"--precision.combine_comm=bf16", "--precision.compute=f64"}, 1, {"precision.compute=f64"});
   refused({"--precision.combine_comm=bf16", "--precision.compute=fp16"}, 1, {"precision.compute=fp16"});
   refused({"--precision.error_feedback=true"}, 1, {"precision.error_feedback=true", "precision.grad_comm"});
-  refused({"--run.device=cuda"}, 1, {"run.device=cuda", "CPU", "run.device=cpu"});
 }
 
 TEST(Validate, RefusesSchedulesThatContradict) {
   refused({"--optim.min_lr=0.1"}, 1, {"optim.min_lr=0.1", "optim.lr=0.0003"});
   refused({"--optim.warmup_steps=101"}, 1, {"optim.warmup_steps=101", "train.steps=100"});
+}
+
+TEST(Validate, RefusesAJobThatEndsBeforeAnybodyIsToldWhy) {
+  refused({"--watchdog.hard_factor=0.5"}, 1, {"watchdog.hard_factor=0.5", "1 or more"});
+  tests::expect_refused({"train", "--watchdog.step_s=-1"}, {"watchdog.step_s=-1"});
+  tests::expect_refused({"train", "--watchdog.straggler_score=1.5"}, {"watchdog.straggler_score=1.5"});
+  EXPECT_NO_THROW(validate(with(good_train(), {"--watchdog.hard_factor=0", "--watchdog.step_s=0"}), 1));
 }
 
 TEST(Validate, RefusesMissingData) {

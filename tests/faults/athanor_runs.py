@@ -4,6 +4,9 @@ import os
 import pathlib
 import shutil
 import subprocess
+import sys
+import tempfile
+import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
@@ -63,16 +66,48 @@ class Athanor:
         return self.run("checkpoint", action, "--json", *words)
 
 
+def mount_tmpfs(folder, options):
+    """Makes the folder and mounts a file system of its own there; returns why that was not possible, or ""."""
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True,
+                             text=True, check=False)
+    return "" if mounted.returncode == 0 else mounted.stderr.strip() or "mount failed"
+
+
 def checkpoints(run):
     """Names in a run's checkpoints folder, hidden ones too."""
     folder = pathlib.Path(run) / "checkpoints"
     return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
 
 
+class AthanorCase(unittest.TestCase):
+    """Tests of the program: a folder of their own, and token files in it. main() sets the program."""
+
+    program = ""
+
+    @classmethod
+    def setUpClass(cls):
+        temporary = tempfile.TemporaryDirectory(prefix=f"athanor_{cls.__name__}_")
+        cls.addClassCleanup(temporary.cleanup)
+        cls.root = pathlib.Path(temporary.name)
+        cls.athanor = Athanor(cls.program, cls.root / "data")
+
+
+def main():
+    """Runs the tests of the calling file: PROGRAM [unittest arguments]."""
+    AthanorCase.program = sys.argv[1]
+    unittest.main(argv=[sys.argv[0], *sys.argv[2:]], verbosity=2)
+
+
+def step_lines(run, role=""):
+    """The lines of a run's metrics that are about a step."""
+    lines = map(json.loads, (pathlib.Path(run) / role / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if "grad_norm" in line]
+
+
 def losses(run):
     """Step -> loss as printed (which reads back exactly)."""
-    lines = [json.loads(line) for line in (pathlib.Path(run) / "metrics.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if "grad_norm" in line]
+    steps = step_lines(run)
     numbers = [line["step"] for line in steps]
     assert numbers == sorted(set(numbers)), f"steps are repeated or out of order: {numbers}"
     return {line["step"]: (line["loss"], line["grad_norm"]) for line in steps}

@@ -3,15 +3,9 @@
 
     distill_cases.py PROGRAM [unittest arguments]
 """
-import json
-import pathlib
-import sys
-import tempfile
-import unittest
 
-from athanor_runs import Athanor
+from athanor_runs import AthanorCase, main, step_lines
 
-PROGRAM = ""
 BASE = {
     "model.layers": 2, "model.hidden": 24, "model.heads": 4, "model.kv_heads": 2, "model.head_dim": 8,
     "model.max_seq": 24, "moe.experts": 8, "moe.top_k": 2, "moe.ffn": 12, "student.moe.experts": 0,
@@ -21,17 +15,7 @@ BASE = {
 }
 
 
-class DistillCases(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        cls.temporary = tempfile.TemporaryDirectory(prefix="athanor_distill_")
-        cls.root = pathlib.Path(cls.temporary.name)
-        cls.athanor = Athanor(PROGRAM, cls.root / "data")
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.temporary.cleanup()
-
+class DistillCases(AthanorCase):
     @classmethod
     def distill(cls, name, teacher=1, student=1, fault="", **options):
         run = cls.root / name
@@ -47,8 +31,7 @@ class DistillCases(unittest.TestCase):
 
     @staticmethod
     def curve(run, role="student", figures=("loss", "grad_norm", "kd_loss", "hidden_loss", "attention_loss")):
-        lines = [json.loads(line) for line in (run / role / "metrics.jsonl").read_text().splitlines()]
-        steps = [line for line in lines if "grad_norm" in line]
+        steps = step_lines(run, role)
         assert [line["step"] for line in steps] == list(range(1, len(steps) + 1)), "a step is missing or repeated"
         return [[line.get(figure) for figure in figures] for line in steps]
 
@@ -247,8 +230,7 @@ class DistillCases(unittest.TestCase):
                    "distill.phase_settings": "soft_label.codec=topk,soft_label.top_k=4,joint.codec=hidden,"
                                              "joint.temperature=1.5,joint.loss=reverse_kl,joint.hidden_loss=cosine"}
         reference, _ = self.run_well("stages", **options)
-        lines = [json.loads(line) for line in (reference / "student" / "metrics.jsonl").read_text().splitlines()]
-        steps = [line for line in lines if "grad_norm" in line]
+        steps = step_lines(reference, "student")
         self.assertEqual([line["temperature"] for line in steps], [3] * 4 + [1.5] * 4)
         self.assertEqual([line["phase"] for line in steps], ["soft_label"] * 4 + ["joint"] * 4)
         self.assertEqual([line["hidden_loss"] > 0 for line in steps], [False] * 4 + [True] * 4)
@@ -295,5 +277,4 @@ class DistillCases(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    PROGRAM = sys.argv[1]
-    unittest.main(argv=[sys.argv[0], *sys.argv[2:]], verbosity=2)
+    main()

@@ -8,19 +8,14 @@ killed after step 20 with checkpoints of steps 6, 12 and 18, and end by comparin
 """
 import json
 import os
-import pathlib
 import shutil
 import subprocess
-import sys
-import tempfile
 import time
-import unittest
 
-from athanor_runs import Athanor, checkpoints, copy, losses
+from athanor_runs import AthanorCase, checkpoints, copy, losses, main, mount_tmpfs
 
 STEPS = 24
 SCHEDULE = {"train.steps": STEPS, "checkpoint.every": 6, "parallel.ep": 2}
-PROGRAM = ""
 
 
 def flip(path, offset, bit=3):
@@ -29,12 +24,10 @@ def flip(path, offset, bit=3):
     path.write_bytes(data)
 
 
-class FaultCases(unittest.TestCase):
+class FaultCases(AthanorCase):
     @classmethod
     def setUpClass(cls):
-        cls.temporary = tempfile.TemporaryDirectory(prefix="athanor_faults_")
-        cls.root = pathlib.Path(cls.temporary.name)
-        cls.athanor = Athanor(PROGRAM, cls.root / "data")
+        super().setUpClass()
         cls.reference = cls.root / "reference"
         done = cls.train(cls.reference)
         assert done.code == 0, done.err
@@ -44,10 +37,6 @@ class FaultCases(unittest.TestCase):
         assert done.code != 0
         assert [name for name in checkpoints(cls.base) if name.startswith("step")] == [
             "step-00000006", "step-00000012", "step-00000018"], (checkpoints(cls.base), done.err)
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.temporary.cleanup()
 
     @classmethod
     def train(cls, run, ranks=2, fault="", **options):
@@ -319,11 +308,8 @@ class FaultCases(unittest.TestCase):
     def test_case_10_full_disk(self):
         """10: the disk is full: training goes on, what was saved stays, nothing half-written stays."""
         disk = self.root / "disk"
-        disk.mkdir()
-        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2500k", "tmpfs", str(disk)],
-                                 capture_output=True, text=True, check=False)
-        if mounted.returncode != 0:
-            self.skipTest(f"no small file system could be mounted: {mounted.stderr.strip()}")
+        if reason := mount_tmpfs(disk, "size=2500k"):
+            self.skipTest(f"no small file system could be mounted: {reason}")
         try:
             run = self.root / "full"
             done = self.train(run, **{"checkpoint.dir": disk, "checkpoint.keep": 9})
@@ -348,5 +334,4 @@ class FaultCases(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    PROGRAM = sys.argv[1]
-    unittest.main(argv=[sys.argv[0], *sys.argv[2:]], verbosity=2)
+    main()

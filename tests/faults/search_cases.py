@@ -4,14 +4,9 @@
     search_cases.py PROGRAM [unittest arguments]
 """
 import json
-import pathlib
-import sys
-import tempfile
-import unittest
 
-from athanor_runs import Athanor, checkpoints
+from athanor_runs import AthanorCase, checkpoints, main
 
-PROGRAM = ""
 BASE = {
     "model.layers": 1, "model.hidden": 16, "model.heads": 2, "model.kv_heads": 2, "model.max_seq": 16,
     "moe.experts": 4, "moe.top_k": 2, "moe.ffn": 8, "student.moe.experts": 0, "student.model.ffn": 16,
@@ -21,17 +16,7 @@ BASE = {
 }
 
 
-class SearchCases(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        cls.temporary = tempfile.TemporaryDirectory(prefix="athanor_search_")
-        cls.root = pathlib.Path(cls.temporary.name)
-        cls.athanor = Athanor(PROGRAM, cls.root / "data")
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.temporary.cleanup()
-
+class SearchCases(AthanorCase):
     def distill(self, name, *words, ranks=2, fault="", **options):
         run = self.root / name
         values = {**BASE, "data.train": self.athanor.folder / "data", "data.valid": self.athanor.folder / "data",
@@ -183,5 +168,4 @@ class SearchCases(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    PROGRAM = sys.argv[1]
-    unittest.main(argv=[sys.argv[0], *sys.argv[2:]], verbosity=2)
+    main()

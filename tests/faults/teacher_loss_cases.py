@@ -3,15 +3,9 @@
 
     teacher_loss_cases.py PROGRAM [unittest arguments]
 """
-import json
-import pathlib
-import sys
-import tempfile
-import unittest
 
-from athanor_runs import Athanor, checkpoints
+from athanor_runs import AthanorCase, checkpoints, main, step_lines
 
-PROGRAM = ""
 STEPS = 10
 BASE = {
     "model.layers": 2, "model.hidden": 16, "model.heads": 2, "model.kv_heads": 2, "model.max_seq": 16,
@@ -24,17 +18,7 @@ BASE = {
 SILENT = "link.send_rows:0:5:sleep=300"
 
 
-class TeacherLossCases(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        cls.temporary = tempfile.TemporaryDirectory(prefix="athanor_teacher_loss_")
-        cls.root = pathlib.Path(cls.temporary.name)
-        cls.athanor = Athanor(PROGRAM, cls.root / "data")
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.temporary.cleanup()
-
+class TeacherLossCases(AthanorCase):
     @classmethod
     def distill(cls, name, teacher=1, student=1, fault="", **options):
         run = cls.root / name
@@ -42,11 +26,6 @@ class TeacherLossCases(unittest.TestCase):
                   "run.dir": run, "teacher.ranks": teacher, "student.ranks": student, **options}
         words = ["distill", "--json", *(f"--{key}={value}" for key, value in values.items())]
         return run, cls.athanor.run(*words, ranks=teacher + student, fault=fault, timeout=120)
-
-    @staticmethod
-    def steps(run, role="student"):
-        lines = [json.loads(line) for line in (run / role / "metrics.jsonl").read_text().splitlines()]
-        return [line for line in lines if "grad_norm" in line]
 
     def test_stop_names_what_to_go_on_from(self):
         """Exit code 75 with step, ranks and checkpoint; the same command ends as if nothing had happened."""
@@ -60,7 +39,7 @@ class TeacherLossCases(unittest.TestCase):
         _, done = self.distill("stopped", teacher=2, student=2, **{"teacher.parallel.ep": 2})
         self.assertEqual(done.code, 0, done.err)
         for role in ("teacher", "student"):
-            ours, theirs = self.steps(run, role), self.steps(reference, role)
+            ours, theirs = step_lines(run, role), step_lines(reference, role)
             self.assertEqual([(line["step"], line["loss"]) for line in ours],
                              [(line["step"], line["loss"]) for line in theirs])
         diff = self.athanor.checkpoint("diff", f"--from={run}", f"--to={reference}")
@@ -77,7 +56,7 @@ class TeacherLossCases(unittest.TestCase):
         options = {"distill.on_teacher_loss": "labels", "teacher.parallel.ep": 2}
         run, done = self.distill("labels", teacher=2, student=2, fault=SILENT, **options)
         self.assertEqual(done.code, 75, done.err)
-        steps = self.steps(run)
+        steps = step_lines(run, "student")
         self.assertEqual([line["step"] for line in steps], list(range(1, STEPS + 1)))
         self.assertEqual([line["teacherless_steps"] for line in steps], [0] * 4 + list(range(1, STEPS - 3)))
         for line in steps[4:]:
@@ -104,7 +83,7 @@ class TeacherLossCases(unittest.TestCase):
                                                          "distill.deadline_s": 2, "checkpoint.every": 0})
         self.assertEqual(done.code, 75, done.err)
         self.assertIn("waiting for the student to end the job", done.err)
-        self.assertEqual(len(self.steps(run)), STEPS)
+        self.assertEqual(len(step_lines(run, "student")), STEPS)
 
     def test_refusals(self):
         """With several students the first to end would end the others' job."""
@@ -118,5 +97,4 @@ class TeacherLossCases(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    PROGRAM = sys.argv[1]
-    unittest.main(argv=[sys.argv[0], *sys.argv[2:]], verbosity=2)
+    main()

@@ -8,8 +8,8 @@
 #include <cstring>
 #include <limits>
 
+#include "kernels/bodies/fp8.hpp"
 #include "kernels/cpu/elements.hpp"
-#include "kernels/cpu/fp8_codes.hpp"
 #include "kernels/kernel_test.hpp"
 
 namespace athanor::kernels {
@@ -82,10 +82,10 @@ template <typename F>
 struct CodesBody {
   ATHANOR_KERNEL_INLINE static void run(const float* x, std::int64_t n, std::uint8_t* codes, float* back) {
     for (std::int64_t i = 0; i < n; ++i) {
-      codes[i] = static_cast<std::uint8_t>(cpu::encode<F>(x[i]));
+      codes[i] = static_cast<std::uint8_t>(bodies::encode<F>(x[i]));
     }
     for (std::int64_t i = 0; i < 256; ++i) {
-      back[i] = cpu::decode<F>(static_cast<std::uint32_t>(i));
+      back[i] = bodies::decode<F>(static_cast<std::uint32_t>(i));
     }
   }
 };
@@ -119,8 +119,8 @@ void expect_codes_at_every_level(Fp8Format format) {
 }
 
 TEST(Fp8Codes, EveryLevelGivesEveryCodeAndTie) {
-  expect_codes_at_every_level<cpu::E4m3>(Fp8Format::e4m3);
-  expect_codes_at_every_level<cpu::E5m2>(Fp8Format::e5m2);
+  expect_codes_at_every_level<bodies::E4m3>(Fp8Format::e4m3);
+  expect_codes_at_every_level<bodies::E5m2>(Fp8Format::e5m2);
 }
 
 struct Quantized {

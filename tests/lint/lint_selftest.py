@@ -73,6 +73,7 @@ class Layers(unittest.TestCase):
         self.refuses("train/save.cpp", "<hdf5.h>", "HDF5")
         self.refuses("app/main.cpp", "<boost/program_options.hpp>", "Boost")
         self.refuses("nn/weight.cpp", "<cuda_runtime.h>", "CUDA")
+        self.refuses("nn/weight.cpp", "<c10/cuda/CUDAStream.h>", "CUDA")
         self.refuses("data/batch.hpp", "<ATen/core/Tensor.h>", "free of LibTorch")
         self.refuses("base/error.cpp", "<c10/util/Exception.h>", "free of LibTorch")
         self.refuses("nn/weight.cpp", "<torch/torch.h>", "narrow")
@@ -92,6 +93,7 @@ class Layers(unittest.TestCase):
         include = "#include <ATen/ATen.h>\n"
         self.assertEqual(len(layer_errors({"src/kernels/a.cpp": include, "src/kernels/b.cpp": include})), 1)
         self.assertEqual(layer_errors({"src/kernels/a.hpp": include, "src/kernels/cpu/a.cpp": include}), [])
+        self.assertEqual(layer_errors({"src/kernels/a.hpp": include, "src/kernels/tensor_kernels.cpp": include}), [])
         self.assertEqual(layer_errors({"src/kernels/a.hpp": include, "src/kernels/b.hpp": "#include <c10/x.h>\n"}), [])
 
     def test_refuses_an_unknown_folder(self):

@@ -92,7 +92,7 @@ const parallel::ProcessGrid& tensor_grid() {
 }
 
 /// The whole gradient from the parts of all ranks.
-at::Tensor gathered_gradient(const parallel::Parameter& parameter) {
+at::Tensor gathered_gradient(parallel::Parameter& parameter) {
   at::Tensor sum = at::zeros(parameter.shard.global_shape, at::kDouble);
   at::Tensor part = sum;
   for (std::size_t dim = 0; dim < parameter.shard.offset.size(); ++dim) {

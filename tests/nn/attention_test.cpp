@@ -61,6 +61,19 @@ AttentionMask mask_of(const Case& c) {
   return mask;
 }
 
+at::Tensor one_thread(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                      const AttentionMask& mask) {
+  return detail::one_thread_attention(q, k, v, mask, {}, nullptr);
+}
+at::Tensor threaded(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                    const AttentionMask& mask) {
+  return detail::threaded_attention(q, k, v, mask, {}, nullptr);
+}
+at::Tensor of_device(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                     const AttentionMask& mask) {
+  return detail::device_attention(q, k, v, mask, {});  // on the CPU here
+}
+
 class AttentionCoreCases : public ::testing::TestWithParam<Case> {};
 INSTANTIATE_TEST_SUITE_P(Shapes, AttentionCoreCases,
                          ::testing::Values(Case{7, 7, 2, 2, false}, Case{7, 7, 6, 2, false},
@@ -74,7 +87,7 @@ TEST_P(AttentionCoreCases, MatchesPlainSoftmaxAndFiniteDifferences) {
   const Inputs inputs = {random_tensor({2, c.queries, c.heads, 6}, 1),
                          random_tensor({2, c.keys, c.kv_heads, 6}, 2),
                          random_tensor({2, c.keys, c.kv_heads, 6}, 3)};
-  for (const Attention attention : {detail::one_thread_attention, detail::threaded_attention}) {
+  for (const Attention attention : {one_thread, threaded, of_device}) {
     const at::Tensor y = attention(inputs[0], inputs[1], inputs[2], mask);
     expect_close(y, plain_attention(inputs[0], inputs[1], inputs[2], mask), 1e-13, "y");
     const at::Tensor weight = random_tensor(y.sizes(), 9);
@@ -102,7 +115,7 @@ TEST(AttentionCore, LongSequencesInEveryTypeAndTwiceTheSameBits) {
     }
     const at::Tensor expected =
         plain_attention(inputs[0].to(at::kDouble), inputs[1].to(at::kDouble), inputs[2].to(at::kDouble), {});
-    for (const Attention attention : {detail::one_thread_attention, detail::threaded_attention}) {
+    for (const Attention attention : {one_thread, threaded}) {
       expect_close(attention(inputs[0], inputs[1], inputs[2], {}), expected,
                    dtype == at::kFloat ? 1e-6 : 1e-2, "y");
       const std::vector<at::Tensor> first = gradients_of_squares(attention, inputs);

@@ -87,11 +87,11 @@ TEST(MpiBackend, AMessageLongerThanExpectedIsAnErrorOfItsReceiver) {
   }
   if (group.rank() == 1) {
     receive[0] = MutableBytes(buffer).first(8);
-    EXPECT_THAT([&] { group.backend().exchange(receive, send); },
+    EXPECT_THAT([&] { group.backend().exchange(receive, send, at::kCPU); },
                 ThrowsMessage<base::CommError>(AllOf(HasSubstr("exchange with rank 0"),
                                                      HasSubstr("world.lengths"), HasSubstr("TRUNCATE"))));
   } else {
-    group.backend().exchange(receive, send);
+    group.backend().exchange(receive, send, at::kCPU);
   }
 }
 

@@ -3,6 +3,7 @@
 // others leave waiting because they failed, ends the job through a watchdog that names test and rank.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <chrono>
 #include <condition_variable>
 #include <cstdio>
@@ -11,13 +12,20 @@
 #include <mutex>
 #include <sstream>
 #include <string>
+#include <string_view>
 #include <thread>
+#include <utility>
 
+#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
 #include "parallel/collectives/collectives.hpp"
 #include "parallel/mpi_environment.hpp"
+#include "parallel/nccl/enable_nccl.hpp"
 #include "support/mpi_test.hpp"
+#include "support/nccl_over_mpi.hpp"
+#include "support/skip_code.hpp"
+#include "support/watched_memory.hpp"
 
 namespace athanor::tests {
 namespace {
@@ -145,9 +153,9 @@ class RankFailures final : public testing::EmptyTestEventListener {
   bool sharing_ = false;
 };
 
-int run_tests(const parallel::Communicator& comm) {
+// `sharing` is for failures: no test uses it.
+int run_tests(const parallel::Communicator& comm, const parallel::Communicator& sharing) {
   HangWatchdog watchdog("rank " + std::to_string(comm.rank()) + " of " + std::to_string(comm.size()));
-  const parallel::Communicator sharing = comm.duplicate("tests");
   auto& listeners = testing::UnitTest::GetInstance()->listeners();
   if (comm.rank() > 0) {
     delete listeners.Release(listeners.default_result_printer());
@@ -155,12 +163,55 @@ int run_tests(const parallel::Communicator& comm) {
   }
   auto failures = std::make_unique<RankFailures>(sharing, watchdog);
   listeners.Append(failures.get());
-  const int result = RUN_ALL_TESTS();
+  const int result = exit_code(RUN_ALL_TESTS());
   listeners.Release(failures.get());
-  return static_cast<int>(parallel::all_reduce_max(static_cast<std::int64_t>(result), comm));
+  return static_cast<int>(parallel::all_reduce_max(static_cast<std::int64_t>(result), sharing));
+}
+
+bool wants_nccl_double() {
+  const char* backend = std::getenv("ATHANOR_TEST_BACKEND");
+  return backend != nullptr && std::string_view(backend) == "nccl_over_mpi";
+}
+
+// 0, or 1 and a report of what the double still holds against the run on this rank.
+int judge(const NcclOverMpi& nccl, int rank) {
+  std::string report;
+  for (const auto& [title, lines] :
+       {std::pair("complaint", nccl.complaints()), std::pair("leak", nccl.leaks())}) {
+    for (const std::string& line : lines) {
+      report += std::string(title) + " on rank " + std::to_string(rank) + ": " + line + "\n";
+    }
+  }
+  std::fputs(report.c_str(), stderr);
+  if (rank == 0) {
+    std::printf("%lld operations went through NcclBackend on rank 0\n",
+                static_cast<long long>(nccl.num_operations()));
+  }
+  return report.empty() ? 0 : 1;
+}
+
+int run_over_nccl(const parallel::MpiEnvironment& environment, const parallel::Communicator& sharing) {
+  watch_tensor_memory();
+  const auto nccl = std::make_shared<NcclOverMpi>();
+  set_memory_listener([&](const void* data, std::size_t bytes) { nccl->memory_is_freed(data, bytes); });
+  int result = 0;
+  {
+    parallel::Communicator world = environment.make_world();
+    parallel::enable_nccl(world, nccl, {.init_deadline_s = 60.0, .deadline_s = 60.0});
+    world_instance = &world;
+    result = run_tests(world, sharing);
+  }
+  set_memory_listener({});
+  const int verdict = judge(*nccl, sharing.rank());
+  return std::max(result,
+                  static_cast<int>(parallel::all_reduce_max(static_cast<std::int64_t>(verdict), sharing)));
 }
 
 }  // namespace
+
+void let_all_arrive(const parallel::Communicator& comm) {
+  parallel::exchange_counts(at::zeros({comm.size()}, at::kLong), comm, parallel::Traffic::other);
+}
 
 const parallel::Communicator& world() {
   return *world_instance;
@@ -172,7 +223,11 @@ int main(int argc, char** argv) {
   athanor::parallel::MpiEnvironment environment(&argc, &argv);
   testing::InitGoogleTest(&argc, argv);
   at::set_num_threads(1);  // ranks share the cores
+  const athanor::parallel::Communicator sharing = environment.make_world();
+  if (athanor::tests::wants_nccl_double()) {
+    return athanor::tests::run_over_nccl(environment, sharing);
+  }
   const athanor::parallel::Communicator world = environment.make_world();
   athanor::tests::world_instance = &world;
-  return athanor::tests::run_tests(world);
+  return athanor::tests::run_tests(world, sharing);
 }

@@ -199,6 +199,7 @@ TEST(StateDict, ScalarsSurviveAndNoneIsForgotten) {
   state.balance.previous_tokens = 8;
   state.cursor.next_position = 9;
   state.objective = "{\"gate\":0.1}";
+  state.guard = {{0.1, 1.0 / 3.0}, {2e-300, 7.0}, 1, 2, 3, 4, 5, 6, 7, 8, "joint"};
   TrainState read;
   // Through text, as it is in the manifest.
   scalars_from_json(nlohmann::json::parse(scalars_to_json(state).dump()), read);
@@ -209,7 +210,17 @@ TEST(StateDict, ScalarsSurviveAndNoneIsForgotten) {
   EXPECT_EQ(read.balance.previous_tokens, state.balance.previous_tokens);
   EXPECT_EQ(read.cursor.next_position, state.cursor.next_position);
   EXPECT_EQ(read.objective, state.objective);
+  EXPECT_EQ(read.guard, state.guard);
   nlohmann::json json = scalars_to_json(state);
+  nlohmann::json older = json;
+  older.erase("guard");  // checkpoints of before there was one
+  scalars_from_json(older, read);
+  EXPECT_EQ(read.guard, GuardState{});
+  for (const auto& [name, value] : json["guard"].items()) {
+    nlohmann::json without = json;
+    without["guard"].erase(name);
+    EXPECT_THROW(scalars_from_json(without, read), base::CheckpointError) << name;
+  }
   for (const std::string name :
        {"step", "tokens", "updates", "loss_scale", "previous_tokens", "cursor", "objective"}) {
     nlohmann::json without = json;

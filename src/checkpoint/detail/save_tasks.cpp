@@ -8,6 +8,7 @@
 #include <system_error>
 #include <utility>
 
+#include "base/activity.hpp"
 #include "base/error.hpp"
 #include "base/fault_point.hpp"
 #include "base/log.hpp"
@@ -87,6 +88,7 @@ void fill_head(Manifest& head, std::int64_t step, const std::string& run_id, int
 }
 
 void WriteTask::run() {
+  const base::ScopedSpan span(base::SpanKind::io, "write shard");
   const base::Stopwatch watch;
   try {
     write_part(*this);
@@ -98,6 +100,7 @@ void WriteTask::run() {
 }
 
 void ConcludeTask::run() {
+  const base::ScopedSpan span(base::SpanKind::io, "publish checkpoint");
   try {
     std::vector<RankReport> parsed;
     for (const std::string& text : reports) {

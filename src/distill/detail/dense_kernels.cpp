@@ -9,57 +9,13 @@
 namespace athanor::distill::detail {
 namespace {
 
-/// Divergences as functions of d = log(p/q): the term of the value and the derivative g by q.
-template <typename A>
-struct Term {
-  A value;
-  A slope;
-};
-
-// Beyond this |log(p/q)| the smaller probability's term is below rounding whatever the other factor. NaN (a
-// column that is padded on both sides) becomes finite, so that its probabilities of 0 make its terms 0
-// without a branch.
-template <typename A>
-ATHANOR_KERNEL_INLINE A clamped_log_ratio(A d) {
-  constexpr A limit = sizeof(A) == 4 ? A(80) : A(600);
-  const A above = d > -limit ? d : -limit;
-  return above < limit ? above : limit;
-}
-
-struct SkewKl {
-  template <typename A>
-  ATHANOR_KERNEL_INLINE static Term<A> term(A p, A /*q*/, A d, A skew) {
-    const A x = (A(1) - skew) * fast_expm1(-clamped_log_ratio(d));  // r/p - 1
-    return {-p * fast_log1p(x), -(A(1) - skew) / (A(1) + x)};
-  }
-};
-
-struct SkewReverseKl {
-  template <typename A>
-  ATHANOR_KERNEL_INLINE static Term<A> term(A /*p*/, A q, A d, A skew) {
-    const A x = (A(1) - skew) * fast_expm1(clamped_log_ratio(d));  // r/q - 1
-    const A log_ratio = -fast_log1p(x);
-    return {q * log_ratio, log_ratio + A(1) - skew / (A(1) + x)};
-  }
-};
-
-struct Jsd {
-  template <typename A>
-  ATHANOR_KERNEL_INLINE static Term<A> term(A p, A q, A log_ratio, A beta) {
-    const A d = clamped_log_ratio(log_ratio);
-    const A log_q = -fast_log1p(beta * fast_expm1(d)) / beta;                     // log(q/M) / beta
-    const A log_p = -fast_log1p((A(1) - beta) * fast_expm1(-d)) / (A(1) - beta);  // log(p/M) / (1 - beta)
-    return {p * log_p + q * log_q, log_q};
-  }
-};
-
-struct ReverseKl {
-  template <typename A>
-  ATHANOR_KERNEL_INLINE static Term<A> term(A /*p*/, A q, A d, A /*parameter*/) {
-    const A bounded = q == A(0) ? A(0) : d;  // a padded column has no ratio
-    return {-q * bounded, -bounded};
-  }
-};
+using kernels::bodies::cross_term;
+using kernels::bodies::DivergenceTerm;
+using kernels::bodies::is_padded;
+using kernels::bodies::Jsd;
+using kernels::bodies::ReverseKl;
+using kernels::bodies::SkewKl;
+using kernels::bodies::SkewReverseKl;
 
 /// Probabilities of a tile, and log(p/q).
 template <typename A>
@@ -85,8 +41,7 @@ struct Statistics {
   ATHANOR_KERNEL_INLINE static void cross_terms(const A* weight, const X* x, const Y* y, A inverse_t, int n,
                                                 A* terms) {
     for (int i = 0; i < n; ++i) {
-      const A term = weight[i] * ((A(load(x[i])) - A(load(y[i]))) * inverse_t);
-      terms[i] = weight[i] == A(0) ? A(0) : term;  // a padded column is -infinity on both sides
+      terms[i] = cross_term(weight[i], A(load(x[i])), A(load(y[i])), inverse_t);
     }
   }
 
@@ -134,11 +89,10 @@ struct Statistics {
 
   template <typename T, typename A>
   ATHANOR_KERNEL_INLINE static void squares(const T* z, const A* u, std::int64_t n, DenseStatistics<A>& row) {
-    constexpr A lowest = std::numeric_limits<A>::lowest();
     LaneSum<A> count, sum;
     for_each_lane(n, [&](std::int64_t i, int j) ATHANOR_LANE_BODY {
       const A zi = load(z[i]), ui = u[i];
-      const bool padded = zi < lowest && ui < lowest;
+      const bool padded = is_padded(zi, ui);
       const A square = (ui - zi) * (ui - zi);
       count.lane[j] += padded ? A(0) : A(1);
       sum.lane[j] += padded ? A(0) : square;
@@ -182,7 +136,8 @@ struct Sums {
       A values[tile], slopes[tile];
       at.fill(z + first, u + first, row, count);
       for (int i = 0; i < count; ++i) {
-        const Term<A> term = Divergence::template term<A>(at.p[i], at.q[i], at.log_ratio[i], parameter);
+        const DivergenceTerm<A> term =
+            Divergence::template term<A>(at.p[i], at.q[i], at.log_ratio[i], parameter);
         values[i] = term.value;
         slopes[i] = at.q[i] * term.slope;
       }
@@ -281,7 +236,6 @@ struct Backward {
 
   template <typename T, typename A>
   ATHANOR_KERNEL_INLINE static void squares(T* z, const A* u, const DenseRow<A>& row, std::int64_t n) {
-    constexpr A lowest = std::numeric_limits<A>::lowest();
     for_each_tile(n, [&](std::int64_t first, int count) ATHANOR_LANE_BODY {
       const T* zt = z + first;
       const A* ut = u + first;
@@ -291,7 +245,7 @@ struct Backward {
       for (int i = 0; i < count; ++i) {
         const A zi = load(zt[i]);
         const A slope = weight * (zi - ut[i]);
-        slopes[i] = zi < lowest && ut[i] < lowest ? A(0) : slope;
+        slopes[i] = is_padded(zi, ut[i]) ? A(0) : slope;
       }
       add_and_store(labels, slopes, count, z + first);
     });

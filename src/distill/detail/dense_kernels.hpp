@@ -8,50 +8,17 @@
 #include <cstdint>
 
 #include "distill/kd_options.hpp"
-#include "kernels/element.hpp"
+#include "kernels/distillation.hpp"
 
 namespace athanor::distill::detail {
 
 using kernels::accumulation_t;
 
-/// What a row takes part in.
-inline constexpr std::uint8_t row_has_label = 1;
-inline constexpr std::uint8_t row_has_teacher = 2;
-
-/// Of one row's slice. Maxima are -infinity when the slice has no finite logit; the sums are then 0.
-template <typename A>
-struct DenseStatistics {
-  A student_max;
-  A student_sum_1;  ///< sum of e^(z - student_max)
-  A student_sum;    ///< sum of e^((z - student_max) / t)
-  A target;         ///< the label's z; 0 when the label is not in this slice
-  A teacher_max;
-  A teacher_sum;  ///< sum of e^((u - teacher_max) / t); logit_mse: the number of finite columns
-  A cross;        ///< forward_kl: sum of e^((u - teacher_max) / t) (u - z) / t; reverse_kl: sum of
-                  ///< e^((z - student_max) / t) (z - u) / t; logit_mse: sum of (u - z)^2; else 0
-};
-
-/// Of one row over the whole vocabulary.
-template <typename A>
-struct DenseRow {
-  A inverse_t;
-  A student_max;
-  A inverse_sum_1;  ///< 1 / sum of e^(z - student_max)
-  A inverse_sum;    ///< 1 / sum of e^((z - student_max) / t)
-  A teacher_max;
-  A inverse_teacher_sum;
-  A lse_difference;  ///< logsumexp(u / t) - logsumexp(z / t)
-  A mean_slope;      ///< sum of q_v g_v, g the derivative of the divergence by q
-  A ce;              ///< factor of d CE / d z
-  A kd;              ///< factor of q (g - mean_slope), of q - p (forward_kl) or of z - u (logit_mse)
-};
-
-/// Sums over a row's slice that need both logsumexps: of the divergence's terms and of q_v g_v.
-template <typename A>
-struct DivergenceSums {
-  A value;
-  A mean_slope;
-};
+using kernels::DenseRow;
+using kernels::DenseStatistics;
+using kernels::DivergenceSums;
+using kernels::row_has_label;
+using kernels::row_has_teacher;
 
 /// labels: indices into the slice, any outside [0, v) is not in it. teacher may be null if no row has a
 /// teacher.

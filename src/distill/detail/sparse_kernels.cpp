@@ -9,13 +9,10 @@
 namespace athanor::distill::detail {
 namespace {
 
-/// Index of an id in this slice, -1 when it is not here.
-template <typename A>
-ATHANOR_KERNEL_INLINE std::int64_t local_index(const SparseTeacher<A>& teacher, std::int64_t entry,
-                                               std::int64_t vocab) {
-  const std::int64_t index = static_cast<std::int64_t>(teacher.ids_K[entry]) - teacher.first_id;
-  return teacher.ids_K[entry] >= 0 && index >= 0 && index < vocab ? index : -1;
-}
+using kernels::bodies::gradient_at_id;
+using kernels::bodies::local_index;
+using kernels::bodies::outside_gradient;
+using kernels::bodies::SparseOutside;
 
 /// Takes the ids' logits out of a row, so that what is left is the outside, and puts them back.
 template <typename T, typename A>
@@ -109,28 +106,17 @@ struct Backward {
   /// Everything outside the ids, without the label's -1.
   template <typename T, typename A>
   ATHANOR_KERNEL_INLINE static void outside(T* z, const SparseRow<A>& row, std::int64_t n) {
-    // Relative to the outside's own maximum nothing overflows, however small q_out is.
-    const A base = finite_base(row.max_out);
-    const A tail = row.tail == A(0) ? A(0) : row.tail * fast_exp(base * row.inverse_t - row.lse_out);
-    const A kd = row.kd * (row.weight * fast_exp(base * row.inverse_t - row.lse) - tail);
-    if (row.inverse_t == A(1)) {
-      const A factor = kd + row.ce * fast_exp(base - row.max) * row.inverse_sum_1;
+    const auto at = SparseOutside<A>::of(row);
+    if (at.is_unit_t) {
       for (std::int64_t i = 0; i < n; ++i) {
-        z[i] = store<T>(factor * fast_exp(A(load(z[i])) - base));
+        z[i] = store<T>(at.at_unit_t(A(load(z[i]))));
       }
       return;
     }
-    const A ce = row.ce * row.inverse_sum_1;
+    const A ce = at.ce, kd = at.kd, base = at.base;
     for (std::int64_t i = 0; i < n; ++i) {
-      const A zi = load(z[i]);
-      z[i] = store<T>(ce * fast_exp(zi - row.max) + kd * fast_exp((zi - base) * row.inverse_t));
+      z[i] = store<T>(outside_gradient(A(load(z[i])), ce, row.max, kd, base, row.inverse_t));
     }
-  }
-
-  template <typename A>
-  ATHANOR_KERNEL_INLINE static A at_id(A z, A weight, const SparseRow<A>& row) {
-    return row.ce * fast_exp(z - row.max) * row.inverse_sum_1 +
-           row.kd * (row.weight * fast_exp(z * row.inverse_t - row.lse) - weight);
   }
 
   template <typename T, typename A>
@@ -145,7 +131,7 @@ struct Backward {
     for (std::int64_t k = 0; k < teacher.num_ids; ++k) {
       const std::int64_t i = local_index(teacher, first_entry + k, vocab);
       if (i >= 0) {
-        const A slope = at_id<A>(load(kept[k]), teacher.weight_K[first_entry + k], row);
+        const A slope = gradient_at_id<A>(load(kept[k]), teacher.weight_K[first_entry + k], row);
         label_is_id = label_is_id || i == label;
         z[i] = store<T>(i == label ? slope - row.ce : slope);
       }

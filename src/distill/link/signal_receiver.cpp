@@ -7,6 +7,7 @@
 #include <set>
 #include <utility>
 
+#include "base/activity.hpp"
 #include "base/error.hpp"
 #include "base/fault_point.hpp"
 #include "base/stopwatch.hpp"
@@ -243,6 +244,7 @@ struct SignalReceiver::State {
   // Waits until all of `packets` are taken. Counts the time without that spent on taking.
   template <typename Take>
   void take_all(const PostedStep& step, std::vector<Expected>& packets, const Take& take) {
+    const base::ScopedSpan span(base::SpanKind::wait, "signals");
     const base::Stopwatch watch;
     double work_s = 0.0;
     const auto is_ready = [&] {

@@ -6,6 +6,7 @@
 #include <optional>
 #include <utility>
 
+#include "base/activity.hpp"
 #include "base/error.hpp"
 #include "base/fault_point.hpp"
 #include "base/stopwatch.hpp"
@@ -69,6 +70,7 @@ struct SignalSender::State {
     std::deque<PointToPoint::Ticket> open;
     for (const PointToPoint::Ticket ticket : sends) {
       if (wire.is_done(ticket)) {
+        const base::ScopedSpan span(span_of("end_send", ticket, 0));
         pool.give_back(wire.take(ticket));
       } else {
         open.push_back(ticket);
@@ -116,6 +118,7 @@ struct SignalSender::State {
   }
 
   void wait_for_credits(std::int64_t step) {
+    const base::ScopedSpan span(base::SpanKind::wait, "credit");
     const base::Stopwatch watch;
     const auto is_ready = [&] {
       settle();
@@ -188,8 +191,16 @@ struct SignalSender::State {
     header.outcome = outcome;
     seal_packet(header, packet);
     count_packet(route, packet);
+    const auto bytes = static_cast<std::int64_t>(packet.size());
     sends.push_back(
         wire.send(route.receiver_world_rank, detail::packet_tag(header.piece), std::move(packet)));
+    const base::ScopedSpan span(span_of("start_send", sends.back(), bytes));
+  }
+
+  // A packet's way begins with one of these and ends with another.
+  static base::Span span_of(std::string_view name, PointToPoint::Ticket ticket, std::int64_t bytes) {
+    return {
+        .kind = base::SpanKind::compute, .name = name, .group = "signals", .bytes = bytes, .number = ticket};
   }
 
   void count_packet(const Route& route, const ByteBuffer& packet) {
@@ -246,6 +257,7 @@ void SignalSender::begin_step(const StepStart& start) {
                    [&](const StudentStep& student, const Route& route, std::size_t number) {
                      state.send_piece(student, route, number, {}, {}, StepOutcome::pending);
                    });
+  leave();
 }
 
 bool SignalSender::wants(std::string_view name) const {
@@ -258,6 +270,7 @@ void SignalSender::send_rows(std::int64_t micro_batch, const RowTags& tags,
                              const std::vector<FieldView>& fields) {
   State& state = *state_;
   ATHANOR_CHECK(state.started, "rows are sent outside a step");
+  const base::ScopedSpan span(base::SpanKind::phase, "send signals");
   base::fault_point("link.send_rows", state.wire.rank());
   state.for_pieces(
       [&](const Piece& piece) { return piece.kind == PieceKind::rows && piece.micro_batch == micro_batch; },
@@ -272,17 +285,18 @@ void SignalSender::send_rows(std::int64_t micro_batch, const RowTags& tags,
                          {rows, tags.first_sample_id + skipped, hash_of_rows(tags, skipped, sent.count)},
                          fields, StepOutcome::pending);
       });
-  progress();
+  leave();
 }
 
 void SignalSender::send_step_fields(const std::vector<FieldView>& fields) {
   State& state = *state_;
   ATHANOR_CHECK(state.started, "step fields are sent outside a step");
+  const base::ScopedSpan span(base::SpanKind::phase, "send step fields");
   state.for_pieces([](const Piece& piece) { return piece.kind == PieceKind::step_fields; },
                    [&](const StudentStep& student, const Route& route, std::size_t number) {
                      state.send_piece(student, route, number, {}, fields, StepOutcome::pending);
                    });
-  progress();
+  leave();
 }
 
 void SignalSender::end_step(StepOutcome outcome) {
@@ -297,7 +311,15 @@ void SignalSender::end_step(StepOutcome outcome) {
   state.started.reset();
   ++state.next_step;
   ++state.stats.steps;
+  leave();
+}
+
+// Lets what was sent travel meanwhile, or sees it off.
+void SignalSender::leave() {
   progress();
+  if (!state_->options.overlap_sends) {
+    finish();
+  }
 }
 
 void SignalSender::progress() {
@@ -306,6 +328,7 @@ void SignalSender::progress() {
 }
 
 void SignalSender::finish() {
+  const base::ScopedSpan span(base::SpanKind::wait, "sends");
   const auto is_ready = [&] {
     state_->settle();
     return state_->sends.empty();

@@ -36,6 +36,8 @@ struct LinkOptions {
   /// Called between two looks of every wait, for what others may wait for meanwhile (a verdict on a cut by
   /// the rank that waits here). Must not wait itself.
   std::function<void()> while_waiting{};
+  /// false: every call of the sender returns when what it sent has left (sender only).
+  bool overlap_sends = true;
 };
 
 /// What a teacher rank says of a step when it begins.
@@ -90,6 +92,7 @@ class SignalSender {
   const SenderStats& stats() const;
 
  private:
+  void leave();
   struct State;
   std::unique_ptr<State> state_;
 };

@@ -1,5 +1,6 @@
 #include "kernels/activation.hpp"
 
+#include "kernels/bodies/activation.hpp"
 #include "kernels/cpu/elements.hpp"
 
 namespace athanor::kernels::cpu {
@@ -11,8 +12,7 @@ struct SwigluForward {
   ATHANOR_KERNEL_INLINE static void row(const T* __restrict gate, const T* __restrict up, std::int64_t ffn,
                                         T* __restrict y) {
     for (std::int64_t c = 0; c < ffn; ++c) {
-      const accumulation_t<T> g = load(gate[c]);
-      y[c] = store<T>(g / (1 + fast_exp(-g)) * load(up[c]));
+      y[c] = store<T>(bodies::swiglu(load(gate[c]), load(up[c])));
     }
   }
 
@@ -30,12 +30,9 @@ struct SwigluBackward {
                                         const T* __restrict up, std::int64_t ffn, T* __restrict dgate,
                                         T* __restrict dup) {
     for (std::int64_t c = 0; c < ffn; ++c) {
-      using A = accumulation_t<T>;
-      const A g = load(gate[c]);
-      const A d = load(dy[c]);
-      const A sigmoid = 1 / (1 + fast_exp(-g));
-      dgate[c] = store<T>(d * load(up[c]) * sigmoid * (1 + g * (1 - sigmoid)));
-      dup[c] = store<T>(d * g * sigmoid);
+      const auto gradient = bodies::swiglu_gradient(load(dy[c]), load(gate[c]), load(up[c]));
+      dgate[c] = store<T>(gradient.gate);
+      dup[c] = store<T>(gradient.up);
     }
   }
 

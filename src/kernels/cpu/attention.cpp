@@ -69,11 +69,26 @@ Block block_at(const AttentionShape& shape, std::int64_t sequence, std::int64_t 
   return block;
 }
 
+/// Asks for rows [first, first + count) of C elements at `stride`, which the next loops read: pieces of rows
+/// far apart are not fetched ahead by the processor itself. Addresses behind the end do no harm.
+template <typename T>
+ATHANOR_KERNEL_INLINE void prefetch_rows(const T* x, std::int64_t stride, std::int64_t first,
+                                         std::int64_t count, std::int64_t head_dim) {
+  constexpr std::int64_t line = 64 / sizeof(T);
+  for (std::int64_t row = first; row < first + count; ++row) {
+    for (std::int64_t c = 0; c < head_dim; c += line) {
+      __builtin_prefetch(x + row * stride + c);
+    }
+  }
+}
+
 /// rows [count, C] at `stride` -> dense rows [count, width], times `scale`; rows up to `padded` become 0.
 template <typename T, typename A>
 ATHANOR_KERNEL_INLINE void pack_rows(const T* x, std::int64_t stride, std::int64_t count, std::int64_t padded,
                                      std::int64_t head_dim, A scale, A* out, std::int64_t width) {
+  constexpr std::int64_t ahead = 8;
   for (std::int64_t row = 0; row < count; ++row) {
+    prefetch_rows(x, stride, row + ahead, 1, head_dim);
     for (std::int64_t c = 0; c < head_dim; ++c) {
       out[row * width + c] = scale * load(x[row * stride + c]);
     }
@@ -222,10 +237,11 @@ struct AttentionBackward {
   ATHANOR_KERNEL_INLINE static void run_block(const T* dy, const T* q, const T* y, const A* lse,
                                               const AttentionShape& shape, const Block& block, A scale,
                                               Workspace<A>& work, T* dq) {
-    block_scores(q, shape, block, scale, work);
     const std::int64_t stride = shape.heads * shape.head_dim;
     const std::int64_t offset =
         (block.sequence * shape.queries + block.first) * stride + block.head * shape.head_dim;
+    prefetch_rows(y + offset, stride, 0, block.count, shape.head_dim);
+    block_scores(q, shape, block, scale, work);
     pack_rows(dy + offset, stride, block.count, block.padded_queries, shape.head_dim, A(1), work.doutput,
               work.width);
     small_gemm<Store::overwrite>(LeftOperand<A>{work.doutput, work.width, 1}, work.value_columns, work.keys,

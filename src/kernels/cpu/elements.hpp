@@ -1,5 +1,5 @@
-// Loads, stores, exp and lane-wise sums for kernel bodies. Everything is inlined into the body's instruction
-// set.
+// Loads, stores, exp (bodies/elements.hpp) and lane-wise sums for the CPU's loops. Everything is inlined into
+// a loop's instruction set.
 #pragma once
 
 #include <bit>
@@ -7,75 +7,16 @@
 #include <cstdint>
 #include <limits>
 
+#include "kernels/bodies/elements.hpp"
 #include "kernels/cpu/dispatch.hpp"
 #include "kernels/element.hpp"
 
 namespace athanor::kernels::cpu {
 
-// Widening to the accumulation type.
-ATHANOR_KERNEL_INLINE float load(float x) {
-  return x;
-}
-ATHANOR_KERNEL_INLINE double load(double x) {
-  return x;
-}
-ATHANOR_KERNEL_INLINE float load(c10::BFloat16 x) {
-  return std::bit_cast<float>(static_cast<std::uint32_t>(x.x) << 16);
-}
-ATHANOR_KERNEL_INLINE float load(c10::Half x) {
-  return static_cast<float>(x);
-}
-
-/// Rounds to T: to nearest, ties to even; NaN stays NaN.
-template <typename T, typename A>
-ATHANOR_KERNEL_INLINE T store(A x) {
-  if constexpr (std::is_same_v<T, c10::BFloat16>) {
-    const std::uint32_t bits = std::bit_cast<std::uint32_t>(static_cast<float>(x));
-    const std::uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    const std::uint32_t quiet_nan = (bits >> 16) | 0x40u;
-    const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
-    return c10::BFloat16(static_cast<std::uint16_t>(is_nan ? quiet_nan : rounded),
-                         c10::BFloat16::from_bits());
-  } else {
-    return static_cast<T>(x);
-  }
-}
-
-/// x rounded to T and widened again: what a separate pass would have left in memory.
-template <typename T, typename A>
-ATHANOR_KERNEL_INLINE A round_through(A x) {
-  if constexpr (std::is_same_v<T, A>) {
-    return x;
-  } else {
-    return load(store<T>(x));
-  }
-}
-
-/// e^x within 1 ulp for f32 in a form that loops vectorise (the C library's is a call per element): 2^n *
-/// p(r), with the Cephes polynomial. Below -87.3 the result is 0 (no denormals), above 88.3 that of 88.3; NaN
-/// gives NaN.
-ATHANOR_KERNEL_INLINE float fast_exp(float x) {
-  constexpr float round_to_integer =
-      12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
-  const float clamped_below = x < -87.3f ? -87.3f : x;
-  const float clamped = clamped_below > 88.3f ? 88.3f : clamped_below;
-  const float shifted = clamped * 1.44269504088896341f + round_to_integer;
-  const float n = shifted - round_to_integer;
-  float r = clamped - n * 0.693359375f;
-  r = r + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.0f;
-  const std::uint32_t exponent = (std::bit_cast<std::uint32_t>(shifted) << 23) + 0x3f800000u;
-  return x < -87.3f ? 0.0f : p * std::bit_cast<float>(exponent);
-}
-ATHANOR_KERNEL_INLINE double fast_exp(double x) {
-  return std::exp(x);
-}
+using bodies::fast_exp;
+using bodies::load;
+using bodies::round_through;
+using bodies::store;
 
 /// Independent partial sums that a loop over a row fills in turn: element i goes to lane i mod width, and
 /// total() adds the lanes pairwise, so the order depends on the row's length alone.

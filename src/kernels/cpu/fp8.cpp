@@ -1,7 +1,7 @@
 #include "kernels/fp8.hpp"
 
+#include "kernels/bodies/fp8.hpp"
 #include "kernels/cpu/elements.hpp"
-#include "kernels/cpu/fp8_codes.hpp"
 
 namespace athanor::kernels::cpu {
 
@@ -38,28 +38,23 @@ struct Quantize {
   template <typename T>
   ATHANOR_KERNEL_INLINE static void block(const T* __restrict x, std::int64_t count,
                                           std::uint8_t* __restrict codes, float* scale, Fp8Counts* counts) {
-    std::int32_t largest = 0;  // bits of the magnitude: NaN above infinity above all numbers
+    std::int32_t largest = 0;
     for (std::int64_t i = 0; i < count; ++i) {
-      const auto magnitude = static_cast<std::int32_t>(bits_of(load(x[i])) & magnitude_mask);
+      const std::int32_t magnitude = bodies::magnitude_of(x[i]);
       largest = magnitude > largest ? magnitude : largest;
     }
-    if (static_cast<std::uint32_t>(largest) >= infinity_bits) {
+    if (bodies::is_nonfinite_block(largest)) {
       for (std::int64_t i = 0; i < count; ++i) {
-        codes[i] = 0x7f;
+        codes[i] = bodies::fp8_nan_code;
       }
       *scale = std::numeric_limits<float>::quiet_NaN();
       ++counts->nonfinite;
       return;
     }
-    const float wanted = std::bit_cast<float>(largest) / F::largest;
-    const float divisor = wanted < std::numeric_limits<float>::min() ? 1.0f : wanted;
+    const float divisor = bodies::scale_of<F>(largest);
     std::int32_t underflow = 0;
     for (std::int64_t i = 0; i < count; ++i) {
-      const std::uint32_t bits = bits_of(load(x[i]));
-      const std::uint32_t magnitude = bits & magnitude_mask;
-      const std::uint32_t code = encode<F>(std::bit_cast<float>(magnitude) / divisor);
-      codes[i] = static_cast<std::uint8_t>(code | ((bits >> 24) & 0x80u));
-      underflow += static_cast<std::int32_t>(magnitude != 0u) & static_cast<std::int32_t>(code == 0u);
+      codes[i] = bodies::code_of<F>(x[i], divisor, &underflow);
     }
     *scale = divisor;
     counts->underflow += underflow;
@@ -84,7 +79,7 @@ struct Dequantize {
   ATHANOR_KERNEL_INLINE static void block(const std::uint8_t* __restrict codes, float scale,
                                           std::int64_t count, T* __restrict x) {
     for (std::int64_t i = 0; i < count; ++i) {
-      x[i] = store<T>(decode<F>(codes[i]) * scale);
+      x[i] = store<T>(bodies::decode<F>(codes[i]) * scale);
     }
   }
 };
@@ -106,7 +101,7 @@ struct AddQuantized {
   ATHANOR_KERNEL_INLINE static void block(const std::uint8_t* __restrict codes, float scale,
                                           std::int64_t count, float* __restrict sum) {
     for (std::int64_t i = 0; i < count; ++i) {
-      sum[i] += decode<F>(codes[i]) * scale;
+      sum[i] += bodies::decode<F>(codes[i]) * scale;
     }
   }
 };
@@ -114,9 +109,9 @@ struct AddQuantized {
 template <template <typename> typename Body, typename... Args>
 void dispatch_format(base::Fp8Format format, Args... args) {
   if (format == base::Fp8Format::e4m3) {
-    dispatch<Body<E4m3>>(args...);
+    dispatch<Body<bodies::E4m3>>(args...);
   } else {
-    dispatch<Body<E5m2>>(args...);
+    dispatch<Body<bodies::E5m2>>(args...);
   }
 }
 

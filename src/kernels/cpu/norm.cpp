@@ -1,5 +1,6 @@
 #include "kernels/norm.hpp"
 
+#include "kernels/bodies/norm.hpp"
 #include "kernels/cpu/elements.hpp"
 
 namespace athanor::kernels::cpu {
@@ -11,7 +12,7 @@ struct RmsNormForward {
   ATHANOR_KERNEL_INLINE static void scale(const T* __restrict x, const T* __restrict weight, A rstd,
                                           std::int64_t width, T* __restrict y) {
     for (std::int64_t c = 0; c < width; ++c) {
-      y[c] = store<T>(load(weight[c]) * round_through<T>(load(x[c]) * rstd));
+      y[c] = store<T>(load(weight[c]) * bodies::normalised(x[c], rstd));
     }
   }
 
@@ -49,7 +50,7 @@ struct RmsNormBackward {
                                          const T* __restrict weight, A rstd, A projection, std::int64_t width,
                                          T* __restrict dx) {
     for (std::int64_t c = 0; c < width; ++c) {
-      dx[c] = store<T>(rstd * (load(dy[c]) * load(weight[c]) - load(x[c]) * projection));
+      dx[c] = store<T>(bodies::norm_gradient(load(dy[c]) * load(weight[c]), x[c], rstd, projection));
     }
   }
 
@@ -57,7 +58,7 @@ struct RmsNormBackward {
   ATHANOR_KERNEL_INLINE static void weight_sum(const T* __restrict dy, const T* __restrict x, A rstd,
                                                std::int64_t width, A* __restrict dweight) {
     for (std::int64_t c = 0; c < width; ++c) {
-      dweight[c] += load(dy[c]) * round_through<T>(load(x[c]) * rstd);
+      dweight[c] += load(dy[c]) * bodies::normalised(x[c], rstd);
     }
   }
 

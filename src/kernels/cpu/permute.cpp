@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "kernels/bodies/permute.hpp"
 #include "kernels/cpu/elements.hpp"
 
 namespace athanor::kernels::cpu {
@@ -13,7 +14,7 @@ struct CombineRows {
   ATHANOR_KERNEL_INLINE static void add(const T* __restrict row, A gate, std::int64_t count,
                                         A* __restrict sum) {
     for (std::int64_t c = 0; c < count; ++c) {
-      sum[c] += gate * load(row[c]);
+      sum[c] = bodies::add_weighted(sum[c], gate, row[c]);
     }
   }
 

@@ -43,14 +43,22 @@ double sum_of_squares(const T* x, std::int64_t n) {
 }
 
 template <typename T>
+void squares_of_parts(const T* x, std::int64_t n, std::int64_t part_size, double* sums) {
+  for (std::int64_t first = 0; first < n; first += part_size) {
+    sums[first / part_size] = sum_of_squares(x + first, std::min(part_size, n - first));
+  }
+}
+
+template <typename T>
 bool has_nonfinite(const T* x, std::int64_t n) {
   bool found = false;
   dispatch<HasNonfinite>(x, n, &found);
   return found;
 }
 
-#define ATHANOR_INSTANTIATE(T)                               \
-  template double sum_of_squares<T>(const T*, std::int64_t); \
+#define ATHANOR_INSTANTIATE(T)                                                      \
+  template double sum_of_squares<T>(const T*, std::int64_t);                        \
+  template void squares_of_parts<T>(const T*, std::int64_t, std::int64_t, double*); \
   template bool has_nonfinite<T>(const T*, std::int64_t);
 ATHANOR_FOR_EACH_ELEMENT(ATHANOR_INSTANTIATE)
 #undef ATHANOR_INSTANTIATE

@@ -6,6 +6,7 @@
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "base/activity.hpp"
 #include "base/error.hpp"
 
 namespace athanor::moe::detail {
@@ -13,6 +14,7 @@ namespace {
 
 struct Holder : torch::CustomClassHolder {
   TensorVector outputs;
+  std::string_view span;
   std::size_t num_inputs = 0;
   Backward backward;
 };
@@ -30,6 +32,7 @@ class Attached : public torch::autograd::Function<Attached> {
     const auto holder = c10::static_intrusive_pointer_cast<Holder>(context->saved_data["holder"].toCapsule());
     ATHANOR_CHECK(holder->backward, "backward runs a second time over a graph whose buffers are freed");
     const Backward function = std::exchange(holder->backward, nullptr);
+    const base::ScopedSpan span(base::SpanKind::compute, holder->span);
     TensorVector result = function(gradients);
     ATHANOR_CHECK(result.size() == holder->num_inputs, "backward gives {} gradients for {} inputs",
                   result.size(), holder->num_inputs);
@@ -52,11 +55,13 @@ bool wants_gradient(const TensorVector& inputs) {
   return false;
 }
 
-TensorVector attach_backward(const TensorVector& inputs, const TensorVector& outputs, Backward backward) {
+TensorVector attach_backward(std::string_view span, const TensorVector& inputs, const TensorVector& outputs,
+                             Backward backward) {
   if (!wants_gradient(inputs)) {
     return outputs;
   }
   auto holder = c10::make_intrusive<Holder>();
+  holder->span = span;
   holder->outputs = outputs;
   holder->num_inputs = inputs.size();
   holder->backward = std::move(backward);

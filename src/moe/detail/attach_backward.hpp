@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <string_view>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -18,7 +19,8 @@ bool wants_gradient(const TensorVector& inputs);
 
 /// `outputs` as functions of `inputs` whose gradient is `backward`. Returns them unchanged when no gradient
 /// is wanted. Everything `backward` holds is freed as soon as it has run, not when the graph goes: it can run
-/// once.
-TensorVector attach_backward(const TensorVector& inputs, const TensorVector& outputs, Backward backward);
+/// once. `span`, a string literal, is what the backward is called in traces.
+TensorVector attach_backward(std::string_view span, const TensorVector& inputs, const TensorVector& outputs,
+                             Backward backward);
 
 }  // namespace athanor::moe::detail

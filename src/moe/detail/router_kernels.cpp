@@ -6,6 +6,7 @@
 #include <limits>
 #include <vector>
 
+#include "kernels/bodies/routing.hpp"
 #include "kernels/cpu/elements.hpp"
 
 namespace athanor::moe::detail {
@@ -26,7 +27,7 @@ struct Best {
     if (size == capacity && !(candidate > value[size - 1])) {
       return;
     }
-    const A comparable = std::isnan(candidate) ? -std::numeric_limits<A>::infinity() : candidate;
+    const A comparable = kernels::bodies::comparable(candidate);
     std::int64_t at = size < capacity ? size++ : size - 1;
     for (; at > 0 && comparable > value[at - 1]; --at) {
       value[at] = value[at - 1];
@@ -78,8 +79,7 @@ struct ChoiceScratch {
 template <typename A>
 std::int64_t choose_groups(const A* selection, const ChoiceShape& shape, ChoiceScratch<A>& scratch) {
   const std::int64_t group_size = shape.experts / shape.groups;
-  const std::int64_t summed =
-      std::min(group_size, std::max<std::int64_t>(1, shape.choices / shape.group_choices));
+  const std::int64_t summed = kernels::bodies::summed_choices(shape);
   for (std::int64_t group = 0; group < shape.groups; ++group) {
     Best<A> best{scratch.best_value.data(), scratch.group_ids.data(), summed};
     best.offer_range(selection, group * group_size, (group + 1) * group_size);
@@ -123,7 +123,7 @@ void choose_row(const A* scores_E, const A* bias_E, const ChoiceShape& shape, Ch
     dispatch<AddBias>(scores_E, bias_E, shape.experts, scratch.selection.data());
     selection = scratch.selection.data();
   }
-  if (shape.group_choices == 0 || shape.group_choices == shape.groups) {
+  if (!kernels::bodies::has_limited_groups(shape)) {
     dispatch<ChooseAmongAll>(selection, shape.experts, shape.choices, scratch.best_value.data(), ids_K);
     return;
   }
@@ -160,7 +160,7 @@ struct BalanceGradient {
       A* dy = dy_TE + t * experts;
       const A mean = kernels::cpu::dot<A>(a, s, experts);
       for (std::int64_t i = 0; i < experts; ++i) {
-        dy[i] += scale * s[i] * (a[i] - mean);
+        dy[i] += kernels::bodies::balance_gradient(scale, s[i], a[i], mean);
       }
     }
   }

@@ -7,15 +7,13 @@
 
 #include <cstdint>
 
+#include "kernels/routing.hpp"
+
 namespace athanor::moe::detail {
 
-/// How many experts, choices and groups; see MoeOptions.
-struct ChoiceShape {
-  std::int64_t experts = 0;
-  std::int64_t choices = 0;
-  std::int64_t groups = 1;
-  std::int64_t group_choices = 0;  ///< groups a token may choose from; 0 or `groups`: all
-};
+using kernels::ChoiceShape;
+using kernels::GateKind;
+using kernels::RouterSums;
 
 /// ids[t] = the K experts of the largest scores[t, i] + bias[i], best first; equal values: the lower id
 /// first. With limited groups only experts of the best groups are candidates: a group's score is the sum of
@@ -30,11 +28,6 @@ template <typename A>
 void normalised_gates(const A* y_TE, const std::int64_t* ids_TK, std::int64_t tokens, std::int64_t experts,
                       std::int64_t choices, A* gates_TK);
 
-/// Sums over tokens.
-struct RouterSums {
-  double entropy = 0.0;  ///< of s', nats
-  double z = 0.0;        ///< (logsumexp of y)^2
-};
 /// Adds s' to score_sums[sequence, i] and writes lse[t] = logsumexp_i y[t, i] (from s' and y, without another
 /// exp).
 template <typename A>
@@ -48,12 +41,6 @@ void add_balance_gradient(const A* normalised_TE, const A* coefficients, std::in
                           std::int64_t tokens, std::int64_t tokens_per_sequence, std::int64_t experts,
                           A scale, A* dy_TE);
 
-/// What a gate is a function of.
-enum class GateKind {
-  normalised,  ///< softmax of y over the chosen
-  softmax,     ///< s' of the chosen
-  sigmoid,     ///< e^y of the chosen
-};
 /// dy += the gradient of the gates: dgates_TK -> [T, E]. gates_TK are the values before drops; normalised_TE
 /// is read by GateKind::softmax only.
 template <typename A>

@@ -29,6 +29,7 @@ void for_element_of(const at::Tensor& rows, const Function& function) {
 }
 
 at::Tensor pack_fp8(const at::Tensor& rows, base::Fp8Format format, parallel::TrafficCounters& traffic) {
+  ATHANOR_CHECK(rows.is_cpu(), "rows on {} do not travel in FP8", rows.device().str());
   const std::int64_t width = rows.size(1);
   at::Tensor packed = at::empty({rows.size(0), kernels::fp8_record_bytes(width)}, at::kByte);
   auto* codes = packed.mutable_data_ptr<std::uint8_t>();

@@ -3,35 +3,36 @@
 #include <cstring>
 
 #include <ATen/ATen.h>
-#include <ATen/Dispatch.h>
 
 #include "base/error.hpp"
-#include "kernels/permute.hpp"
+#include "kernels/tensor_kernels.hpp"
 #include "parallel/collectives/backend.hpp"
 #include "parallel/collectives/collectives.hpp"
 
 namespace athanor::moe::detail {
 namespace {
 
-/// Calls function(T()) for the element type of `tensor`.
-template <typename Function>
-void for_element_of(const at::Tensor& tensor, const Function& function) {
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, tensor.scalar_type(), "rows",
-                                  [&] { function(scalar_t()); });
+/// Rows of a plan as a tensor beside `other`; on the CPU a view of them.
+at::Tensor rows_beside(const at::Tensor& other, std::span<const std::int64_t> rows) {
+  // from_blob takes no const pointer, and nobody writes to it.
+  return at::from_blob(const_cast<std::int64_t*>(rows.data()), {static_cast<std::int64_t>(rows.size())},
+                       at::kLong)
+      .to(other.device());
 }
 
-template <typename A>
-const A* data_or_null(const at::Tensor& tensor) {
-  return tensor.defined() ? tensor.const_data_ptr<A>() : nullptr;
+/// copy_rows() where a loop of the host cannot reach the rows.
+void copy_rows_on_device(at::Tensor to, std::span<const std::int64_t> to_row, const at::Tensor& from,
+                         std::span<const std::int64_t> from_row) {
+  const at::Tensor source = from_row.empty() ? from : from.index_select(0, rows_beside(from, from_row));
+  if (to_row.empty()) {
+    to.narrow(0, 0, source.size(0)).copy_(source);
+  } else {
+    to.index_copy_(0, rows_beside(to, to_row), source.narrow(0, 0, static_cast<std::int64_t>(to_row.size())));
+  }
 }
 
-}  // namespace
-
-void copy_rows(const at::Tensor& to, std::span<const std::int64_t> to_row, const at::Tensor& from,
-               std::span<const std::int64_t> from_row) {
-  ATHANOR_CHECK(to.scalar_type() == from.scalar_type() && to.size(1) == from.size(1),
-                "rows of {} {} are copied to rows of {} {}", from.size(1), c10::toString(from.scalar_type()),
-                to.size(1), c10::toString(to.scalar_type()));
+void copy_rows_on_host(const at::Tensor& to, std::span<const std::int64_t> to_row, const at::Tensor& from,
+                       std::span<const std::int64_t> from_row) {
   const std::size_t rows = to_row.empty() ? from_row.size() : to_row.size();
   const std::size_t bytes = static_cast<std::size_t>(to.size(1)) * to.element_size();
   auto* target = static_cast<char*>(to.mutable_data_ptr());
@@ -43,25 +44,34 @@ void copy_rows(const at::Tensor& to, std::span<const std::int64_t> to_row, const
   }
 }
 
+}  // namespace
+
+void copy_rows(const at::Tensor& to, std::span<const std::int64_t> to_row, const at::Tensor& from,
+               std::span<const std::int64_t> from_row) {
+  ATHANOR_CHECK(to.scalar_type() == from.scalar_type() && to.size(1) == from.size(1),
+                "rows of {} {} are copied to rows of {} {}", from.size(1), c10::toString(from.scalar_type()),
+                to.size(1), c10::toString(to.scalar_type()));
+  if (to_row.empty() && from_row.empty()) {
+    return;
+  }
+  if (to.is_cpu()) {
+    copy_rows_on_host(to, to_row, from, from_row);
+  } else {
+    copy_rows_on_device(to, to_row, from, from_row);
+  }
+}
+
 void combine_rows(const at::Tensor& rows, std::span<const std::int64_t> slot, const at::Tensor& gates_TK,
                   std::int64_t choices, const at::Tensor& y_TD) {
-  for_element_of(rows, [&]<typename T>(T) {
-    kernels::cpu::combine_rows(rows.const_data_ptr<T>(), slot.data(),
-                               data_or_null<kernels::accumulation_t<T>>(gates_TK), y_TD.size(0), choices,
-                               y_TD.size(1), y_TD.mutable_data_ptr<T>());
-  });
+  kernels::kernels_of(rows).combine_rows(rows, rows_beside(rows, slot).view({y_TD.size(0), choices}),
+                                         gates_TK, y_TD);
 }
 
 void combine_rows_backward(const at::Tensor& dy_TD, const at::Tensor& rows,
                            std::span<const std::int64_t> slot, const at::Tensor& gates_TK,
                            std::int64_t choices, const at::Tensor& drows, const at::Tensor& dgates_TK) {
-  for_element_of(dy_TD, [&]<typename T>(T) {
-    using A = kernels::accumulation_t<T>;
-    kernels::cpu::combine_rows_backward(dy_TD.const_data_ptr<T>(), data_or_null<T>(rows), slot.data(),
-                                        data_or_null<A>(gates_TK), dy_TD.size(0), choices, dy_TD.size(1),
-                                        drows.mutable_data_ptr<T>(),
-                                        dgates_TK.defined() ? dgates_TK.mutable_data_ptr<A>() : nullptr);
-  });
+  kernels::kernels_of(dy_TD).combine_rows_backward(
+      dy_TD, rows, rows_beside(dy_TD, slot).view({dy_TD.size(0), choices}), gates_TK, drows, dgates_TK);
 }
 
 void exchange_rows(const at::Tensor& output, std::span<const std::int64_t> receive_rows,

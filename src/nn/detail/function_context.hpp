@@ -7,6 +7,7 @@
 #include <ATen/core/Tensor.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "kernels/grouped_gemm.hpp"
 #include "parallel/parameter_map.hpp"
 
 namespace athanor::nn::detail {
@@ -29,6 +30,13 @@ inline at::Tensor deliver_weight_gradient(parallel::GradAccumulator* sink, const
   }
   sink->add(gradient.view_as(weight));
   return at::Tensor();
+}
+
+/// Adds a [m, k] b [k, n] to the sink's sum, straight from the product.
+inline void add_weight_product(parallel::GradAccumulator& sink, const at::Tensor& a, const at::Tensor& b) {
+  const auto mode = sink.is_empty() ? kernels::GemmMode::overwrite : kernels::GemmMode::add;
+  kernels::matmul_into(a, b, mode, sink.buffer().view({a.size(0), b.size(1)}));
+  sink.mark_nonempty();
 }
 
 /// x itself when its heads are dense and its tokens evenly spaced (a part of a wider projection is), else a

@@ -2,6 +2,7 @@
 // four parts of an update. ShardedOptimizer runs these over all groups of a rank.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -12,6 +13,7 @@
 #include "optim/grad_norm.hpp"
 #include "optim/gradient_reducer.hpp"
 #include "optim/sharded_optimizer.hpp"
+#include "parallel/collectives/pending_exchange.hpp"
 #include "parallel/communicator.hpp"
 #include "parallel/parameter_map.hpp"
 #include "parallel/reduction_groups.hpp"
@@ -29,9 +31,12 @@ struct AdamwStep {
 class FlatGroup {
  public:
   /// Copies the parameters' values into flat storage, makes them views of it (still the same autograd leaves)
-  /// and attaches their accumulators. All parameters share decay group and kind; `comm` must outlive this.
+  /// and attaches their accumulators. All parameters share decay group and kind. `lane` is a duplicate of
+  /// `comm` for what goes on in the background (null: nothing does); both must outlive this.
   FlatGroup(std::vector<std::shared_ptr<parallel::Parameter>> parameters, const parallel::Communicator& comm,
-            const OptimOptions& options, const GradientWire& wire);
+            const parallel::Communicator& lane, const OptimOptions& options, const GradientWire& wire);
+  /// Waits a while for gathers under way, and gives them up when an error unwinds the stack.
+  ~FlatGroup();
   FlatGroup(const FlatGroup&) = delete;
   FlatGroup& operator=(const FlatGroup&) = delete;
 
@@ -39,18 +44,34 @@ class FlatGroup {
   void reset_gradients();
   /// Finishes the accumulators and sums over the group. Collective over the group.
   void reduce_gradients(double gradient_scale);
+  /// reduce_gradients() in the background: sends one bucket on its way, closing the accumulators of all its
+  /// parameters. All members start the buckets in one order.
+  StartedBucket start_reduction(std::size_t bucket, double gradient_scale);
+  /// Finishes the accumulators that no started bucket has closed.
+  void finish_gradients();
   /// Ends a step's reduction (GradientReducer::finish_step).
   void finish_reduction(bool skipped, double gradient_scale) {
     reducer_.finish_step(skipped, gradient_scale);
   }
   /// Adds the squares of the summed gradients of the elements this rank owns: every rank its own part, also
   /// when zero = 0 keeps the state of all of them.
-  void add_squares(SquareSum& sum) const { sum.add(reducer_.shard()); }
+  void add_squares(SquareSum& sum) const;
   /// With zero = 0, brings the sums of the others' parts here; otherwise nothing. Collective over the group.
   void gather_gradients();
   void update(const AdamwStep& step);
   /// With zero = 1, brings the others' updated parameters here; otherwise nothing. Collective over the group.
   void gather_parameters();
+  /// gather_parameters() in the background: until a bucket is here, reading its parameters waits for it
+  /// (Parameter::before_read). All members start the buckets in one order. With zero = 0 nothing.
+  void start_gather(std::size_t bucket);
+  /// Waits for the gathers under way.
+  void finish_gathers();
+
+  const std::vector<std::shared_ptr<parallel::Parameter>>& parameters() const { return parameters_; }
+  /// Buckets that travel; none in a group of one.
+  std::size_t num_buckets() const { return comm_->size() == 1 ? 0 : layout_.buckets().size(); }
+  /// Indices of the parameters with elements in a bucket, ascending; a bucket may be all padding.
+  std::vector<std::size_t> parameters_in(std::size_t bucket) const;
   /// Writes master weights to the parameters that this rank updates.
   void write_parameters_from_master();
   /// Entries for the ranges that this rank keeps state for.
@@ -63,11 +84,16 @@ class FlatGroup {
   void append_residuals(std::vector<ResidualState>& states) const;
 
  private:
+  void attach_gradient(std::size_t index);
+  void update_range(const AdamwStep& step, const FlatLayout::Range& range, const at::Tensor& gradients);
   bool is_sharded() const { return zero_ && comm_->size() > 1; }
+  void wait_for_parameter(std::size_t parameter);
+  void wait_for_bucket(std::size_t bucket);
   at::Tensor master_of(const FlatLayout::Range& range) const;
   void append_state(const std::vector<FlatLayout::Range>& ranges, std::vector<OwnedState>& states) const;
 
   const parallel::Communicator* comm_;
+  const parallel::Communicator* lane_;
   std::vector<std::shared_ptr<parallel::Parameter>> parameters_;
   bool zero_ = true;
   FlatLayout layout_;
@@ -77,11 +103,14 @@ class FlatGroup {
   at::Tensor master_;                    // [held], accumulation type; undefined when values_ have that type
   at::Tensor exp_avg_;                   // [held]
   at::Tensor exp_avg_sq_;                // [held]
+  std::vector<parallel::PendingExchange> gathers_;  // by bucket
+  std::size_t num_gathers_ = 0;                     // under way
 };
 
 /// The role's parameters on this rank in flat groups, in one order on all ranks. The communicators are those
-/// of `groups`, which must outlive the result.
+/// of `groups` and `lanes` (one each), which must outlive the result.
 std::vector<std::unique_ptr<FlatGroup>> build_flat_groups(const std::vector<parallel::ReductionGroup>& groups,
+                                                          const std::vector<parallel::Communicator>& lanes,
                                                           const OptimOptions& options,
                                                           const GradientWire& wire);
 

@@ -4,18 +4,19 @@
 
 #include "base/error.hpp"
 #include "parallel/collectives/collectives.hpp"
+#include "parallel/collectives/detail/collective_scope.hpp"
 #include "parallel/collectives/detail/shapes.hpp"
 
 namespace athanor::parallel {
 
-at::Tensor all_gather(const at::Tensor& input, const Communicator& comm, Traffic purpose) {
+at::Tensor all_gather(const at::Tensor& input, const Communicator& comm, Traffic purpose, CallSite site) {
   ATHANOR_CHECK(input.dim() >= 1, "all_gather on group {} got a scalar", comm.name());
   const std::vector<std::int64_t> rows(static_cast<std::size_t>(comm.size()), input.size(0));
-  return all_gather_v(input, rows, comm, purpose);
+  return all_gather_v(input, rows, comm, purpose, site);
 }
 
 at::Tensor all_gather_v(const at::Tensor& input, std::span<const std::int64_t> rows, const Communicator& comm,
-                        Traffic purpose) {
+                        Traffic purpose, CallSite site) {
   const auto size = static_cast<std::size_t>(comm.size());
   ATHANOR_CHECK(input.dim() >= 1, "all_gather_v on group {} got a scalar", comm.name());
   ATHANOR_CHECK(rows.size() == size, "all_gather_v on group {} of {} ranks got {} counts", comm.name(), size,
@@ -30,12 +31,19 @@ at::Tensor all_gather_v(const at::Tensor& input, std::span<const std::int64_t> r
   }
   const at::Tensor source = input.contiguous();
   at::Tensor output = at::empty(detail::with_rows(source, total), source.options());
-  const TrafficScope scope(comm.traffic(), purpose, detail::total_bytes(source) * (comm.size() - 1));
+  const detail::CollectiveScope scope(comm, {.operation = "all_gather_v",
+                                             .purpose = purpose,
+                                             .bytes = detail::total_bytes(source) * (comm.size() - 1),
+                                             .site = site,
+                                             .dtype = c10::toString(source.scalar_type()),
+                                             .elements = detail::row_elements(source),
+                                             .gathered_rows = rows});
   comm.backend().all_gather_v(output, source, rows);
   return output;
 }
 
-void all_gather_into(at::Tensor& output, const at::Tensor& input, const Communicator& comm, Traffic purpose) {
+void all_gather_into(at::Tensor& output, const at::Tensor& input, const Communicator& comm, Traffic purpose,
+                     CallSite site) {
   ATHANOR_CHECK(input.dim() >= 1 && output.dim() >= 1 && output.is_contiguous(),
                 "all_gather_into on group {} needs a contiguous output of at least one dimension",
                 comm.name());
@@ -47,7 +55,13 @@ void all_gather_into(at::Tensor& output, const at::Tensor& input, const Communic
                 c10::toString(output.scalar_type()));
   const at::Tensor source = input.contiguous();
   const std::vector<std::int64_t> rows(static_cast<std::size_t>(comm.size()), source.size(0));
-  const TrafficScope scope(comm.traffic(), purpose, detail::total_bytes(source) * (comm.size() - 1));
+  const detail::CollectiveScope scope(comm, {.operation = "all_gather_into",
+                                             .purpose = purpose,
+                                             .bytes = detail::total_bytes(source) * (comm.size() - 1),
+                                             .site = site,
+                                             .dtype = c10::toString(source.scalar_type()),
+                                             .elements = detail::row_elements(source),
+                                             .gathered_rows = rows});
   comm.backend().all_gather_v(output, source, rows);
 }
 

@@ -5,6 +5,7 @@
 
 #include "base/error.hpp"
 #include "parallel/collectives/collectives.hpp"
+#include "parallel/collectives/detail/collective_scope.hpp"
 #include "parallel/collectives/detail/shapes.hpp"
 
 namespace athanor::parallel {
@@ -12,8 +13,7 @@ namespace {
 
 // The rows of a contiguous tensor by rank.
 std::vector<MutableBytes> row_parts(const at::Tensor& tensor, std::span<const std::int64_t> rows) {
-  const std::int64_t row_elements =
-      detail::row_bytes(tensor) / static_cast<std::int64_t>(tensor.element_size());
+  const std::int64_t row_elements = detail::row_elements(tensor);
   std::vector<MutableBytes> parts;
   parts.reserve(rows.size());
   std::int64_t first = 0;
@@ -22,6 +22,10 @@ std::vector<MutableBytes> row_parts(const at::Tensor& tensor, std::span<const st
     first += count;
   }
   return parts;
+}
+
+at::Tensor rows_of(const at::Tensor& tensor, std::span<const std::int64_t> rows, int rank) {
+  return tensor.narrow(0, detail::sum_before(rows, rank), rows[static_cast<std::size_t>(rank)]);
 }
 
 void check_counts(const at::Tensor& input, std::span<const std::int64_t> send_rows,
@@ -43,42 +47,56 @@ void check_counts(const at::Tensor& input, std::span<const std::int64_t> send_ro
 }  // namespace
 
 at::Tensor all_to_all_v(const at::Tensor& input, std::span<const std::int64_t> send_rows,
-                        std::span<const std::int64_t> receive_rows, const Communicator& comm,
-                        Traffic purpose) {
+                        std::span<const std::int64_t> receive_rows, const Communicator& comm, Traffic purpose,
+                        CallSite site) {
   check_counts(input, send_rows, receive_rows, comm);
   if (comm.size() == 1) {
     return input;
   }
   const at::Tensor output =
       at::empty(detail::with_rows(input, detail::sum_of_counts(receive_rows, comm)), input.options());
-  all_to_all_v_into(output, input, send_rows, receive_rows, comm, purpose);
+  all_to_all_v_into(output, input, send_rows, receive_rows, comm, purpose, site);
   return output;
 }
 
 void all_to_all_v_into(const at::Tensor& output, const at::Tensor& input,
                        std::span<const std::int64_t> send_rows, std::span<const std::int64_t> receive_rows,
-                       const Communicator& comm, Traffic purpose) {
+                       const Communicator& comm, Traffic purpose, CallSite site) {
   check_counts(input, send_rows, receive_rows, comm);
   ATHANOR_CHECK(output.dim() == input.dim() && output.size(0) == detail::sum_of_counts(receive_rows, comm) &&
-                    detail::row_bytes(output) == detail::row_bytes(input) && output.dtype() == input.dtype(),
+                    detail::row_bytes(output) == detail::row_bytes(input) &&
+                    output.dtype() == input.dtype() && output.device() == input.device(),
                 "all_to_all_v_into on group {}, rank {}: the output does not hold the rows to receive",
                 comm.name(), comm.rank());
   const at::Tensor source = input.contiguous();
   const auto own = static_cast<std::size_t>(comm.rank());
   const std::vector<MutableBytes> receive = row_parts(output, receive_rows);
   const std::vector<MutableBytes> send = row_parts(source, send_rows);
-  std::ranges::copy(send[own], receive[own].begin());
-  const TrafficScope scope(comm.traffic(), purpose,
-                           (source.size(0) - send_rows[own]) * detail::row_bytes(source));
-  comm.backend().exchange(receive, std::vector<Bytes>(send.begin(), send.end()));
+  if (source.is_cpu()) {
+    std::ranges::copy(send[own], receive[own].begin());
+  } else {
+    rows_of(output, receive_rows, comm.rank())
+        .copy_(rows_of(source, send_rows, comm.rank()), /*non_blocking=*/true);
+  }
+  const detail::CollectiveScope scope(comm,
+                                      {.operation = "all_to_all_v",
+                                       .purpose = purpose,
+                                       .bytes = (source.size(0) - send_rows[own]) * detail::row_bytes(source),
+                                       .site = site,
+                                       .dtype = c10::toString(source.scalar_type()),
+                                       .elements = detail::row_elements(source),
+                                       .sent_rows = send_rows,
+                                       .received_rows = receive_rows});
+  comm.backend().exchange(receive, std::vector<Bytes>(send.begin(), send.end()), source.device());
 }
 
-at::Tensor exchange_counts(const at::Tensor& counts, const Communicator& comm, Traffic purpose) {
+at::Tensor exchange_counts(const at::Tensor& counts, const Communicator& comm, Traffic purpose,
+                           CallSite site) {
   ATHANOR_CHECK(counts.scalar_type() == at::kLong && counts.dim() >= 1 && counts.size(0) == comm.size(),
                 "exchange_counts on group {} of {} ranks needs an int64 tensor with one row for each rank",
                 comm.name(), comm.size());
   const std::vector<std::int64_t> ones(static_cast<std::size_t>(comm.size()), 1);
-  return all_to_all_v(counts, ones, ones, comm, purpose);
+  return all_to_all_v(counts, ones, ones, comm, purpose, site);
 }
 
 }  // namespace athanor::parallel

@@ -1,15 +1,16 @@
 #include "parallel/collectives/mpi_backend.hpp"
 
 #include <algorithm>
-#include <utility>
+#include <cstring>
+#include <numeric>
 #include <vector>
 
 #include <ATen/ATen.h>
-#include <fmt/format.h>
 
 #include "base/checked_cast.hpp"
 #include "base/error.hpp"
-#include "parallel/collectives/row_units.hpp"
+#include "parallel/collectives/algorithm_table.hpp"
+#include "parallel/collectives/algorithms/algorithms.hpp"
 #include "parallel/detail/mpi_handle.hpp"
 
 namespace athanor::parallel {
@@ -36,72 +37,6 @@ void* buffer_of(const at::Tensor& tensor) {
   void* data = tensor.numel() == 0 ? nullptr : tensor.data_ptr();
   return data == nullptr ? &nothing : data;
 }
-
-// A committed datatype of `bytes` contiguous bytes.
-class ContiguousType {
- public:
-  ContiguousType(std::int64_t bytes, const detail::CommunicatorState& state) {
-    const TypeFactors factors = type_factors(bytes);
-    MPI_Datatype inner = MPI_DATATYPE_NULL;
-    ATHANOR_MPI_CALL(state, MPI_Type_contiguous(factors.inner, MPI_BYTE, &inner));
-    const int code = MPI_Type_contiguous(factors.outer, inner, &type_);
-    MPI_Type_free(&inner);  // `type_` keeps what it needs of it
-    ATHANOR_MPI_CALL(state, code /* MPI_Type_contiguous */);
-    ATHANOR_MPI_CALL(state, MPI_Type_commit(&type_));
-  }
-  ~ContiguousType() {
-    if (type_ != MPI_DATATYPE_NULL) {
-      MPI_Type_free(&type_);
-    }
-  }
-  ContiguousType(const ContiguousType&) = delete;
-  ContiguousType& operator=(const ContiguousType&) = delete;
-  MPI_Datatype get() const { return type_; }
-
- private:
-  MPI_Datatype type_ = MPI_DATATYPE_NULL;
-};
-
-// Messages under way, in pieces whose counts fit an int.
-class Requests {
- public:
-  explicit Requests(const detail::CommunicatorState& state) : state_(state) {}
-
-  void receive(MutableBytes bytes, int source) {
-    for (; !bytes.empty(); bytes = bytes.subspan(piece(bytes.size()))) {
-      const int count = base::checked_cast<int>(piece(bytes.size()), "a message's bytes");
-      ATHANOR_MPI_CALL(state_,
-                       MPI_Irecv(bytes.data(), count, MPI_BYTE, source, tag, state_.comm, add(source)));
-    }
-  }
-  void send(Bytes bytes, int target) {
-    for (; !bytes.empty(); bytes = bytes.subspan(piece(bytes.size()))) {
-      const int count = base::checked_cast<int>(piece(bytes.size()), "a message's bytes");
-      ATHANOR_MPI_CALL(state_,
-                       MPI_Isend(bytes.data(), count, MPI_BYTE, target, tag, state_.comm, add(target)));
-    }
-  }
-  // One by one: Open MPI 4.1's MPI_Waitall may spin for ever when a message failed before it was called.
-  void wait() {
-    for (auto& [request, peer] : requests_) {
-      const int code = MPI_Wait(&request, MPI_STATUS_IGNORE);
-      if (code != MPI_SUCCESS) {
-        detail::check_mpi(code, fmt::format("MPI_Wait (exchange with rank {})", peer), state_.name,
-                          state_.rank, state_.size);
-      }
-    }
-  }
-
- private:
-  static constexpr int tag = 1;
-  static std::size_t piece(std::size_t bytes) {
-    return std::min(bytes, static_cast<std::size_t>(max_call_bytes));
-  }
-  MPI_Request* add(int peer) { return &requests_.emplace_back(MPI_REQUEST_NULL, peer).first; }
-
-  const detail::CommunicatorState& state_;
-  std::vector<std::pair<MPI_Request, int>> requests_;  // and the other rank
-};
 
 MPI_Datatype integer_type(at::ScalarType type) {
   switch (type) {
@@ -136,20 +71,15 @@ MPI_Op mpi_op(ReduceOp op, at::ScalarType type) {
 
 }  // namespace
 
-void MpiBackend::exchange(std::span<const MutableBytes> receive, std::span<const Bytes> send) {
+void MpiBackend::exchange(std::span<const MutableBytes> receive, std::span<const Bytes> send,
+                          at::Device device) {
+  ATHANOR_CHECK(device.is_cpu(), "an exchange over MPI on group {} got parts on {}", state_.name,
+                device.str());
   ATHANOR_CHECK(receive.size() == static_cast<std::size_t>(state_.size) && send.size() == receive.size(),
                 "an exchange needs one part for each of the {} ranks of group {}", state_.size, state_.name);
-  Requests requests(state_);
-  // Each rank begins with its right-hand neighbour, so that not all of them send to rank 0 first.
-  for (int step = 1; step < state_.size; ++step) {
-    const int source = (state_.rank - step + state_.size) % state_.size;
-    requests.receive(receive[static_cast<std::size_t>(source)], source);
-  }
-  for (int step = 1; step < state_.size; ++step) {
-    const int target = (state_.rank + step) % state_.size;
-    requests.send(send[static_cast<std::size_t>(target)], target);
-  }
-  requests.wait();
+  const Algorithm algorithm =
+      state_.algorithms->choose(Operation::exchange, state_.size, detail::bytes_of_others(send, state_.rank));
+  detail::exchange(algorithm, state_, receive, send);
 }
 
 void MpiBackend::all_gather_v(at::Tensor& output, const at::Tensor& input,
@@ -160,15 +90,19 @@ void MpiBackend::all_gather_v(at::Tensor& output, const at::Tensor& input,
   if (bytes == 0) {
     return;
   }
-  const std::int64_t unit = rows_per_unit(rows);
-  const RowUnits units = in_units(rows, unit);
-  const ContiguousType type(unit * bytes, state_);
-  const auto own = static_cast<std::size_t>(state_.rank);
-  const auto* own_part = static_cast<const char*>(buffer_of(output)) + units.offsets[own] * unit * bytes;
-  const bool in_place = rows[own] > 0 && own_part == buffer_of(input);
-  ATHANOR_MPI_CALL(state_, MPI_Allgatherv(in_place ? MPI_IN_PLACE : buffer_of(input), units.counts[own],
-                                          type.get(), buffer_of(output), units.counts.data(),
-                                          units.offsets.data(), type.get(), state_.comm));
+  auto* first = static_cast<std::byte*>(buffer_of(output));
+  std::vector<MutableBytes> parts;
+  for (const std::int64_t count : rows) {
+    const auto part_bytes = static_cast<std::size_t>(count * bytes);
+    parts.emplace_back(first, part_bytes);
+    first += part_bytes;
+  }
+  const MutableBytes own = parts[static_cast<std::size_t>(state_.rank)];
+  if (!own.empty() && own.data() != buffer_of(input)) {
+    std::memcpy(own.data(), buffer_of(input), own.size());
+  }
+  const std::int64_t total = std::accumulate(rows.begin(), rows.end(), std::int64_t{0}) * bytes;
+  detail::all_gather(state_.algorithms->choose(Operation::all_gather, state_.size, total), state_, parts);
 }
 
 void MpiBackend::all_reduce_integers(at::Tensor& tensor, ReduceOp op) {
@@ -187,15 +121,12 @@ void MpiBackend::all_reduce_integers(at::Tensor& tensor, ReduceOp op) {
 void MpiBackend::broadcast(at::Tensor& tensor, int root) {
   check_buffer(tensor, "tensor");
   const std::int64_t total = tensor.numel() * static_cast<std::int64_t>(tensor.element_size());
-  auto* data = static_cast<char*>(buffer_of(tensor));
-  for (std::int64_t first = 0; first < total; first += max_call_bytes) {
-    const int count = base::checked_cast<int>(std::min(max_call_bytes, total - first), "a broadcast count");
-    ATHANOR_MPI_CALL(state_, MPI_Bcast(data + first, count, MPI_BYTE, root, state_.comm));
-  }
+  const MutableBytes bytes(static_cast<std::byte*>(buffer_of(tensor)), static_cast<std::size_t>(total));
+  detail::broadcast(state_.algorithms->choose(Operation::broadcast, state_.size, total), state_, bytes, root);
 }
 
 void MpiBackend::barrier() {
-  ATHANOR_MPI_CALL(state_, MPI_Barrier(state_.comm));
+  detail::barrier(state_.algorithms->choose(Operation::barrier, state_.size, 0), state_);
 }
 
 }  // namespace athanor::parallel

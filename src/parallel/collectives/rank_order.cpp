@@ -75,6 +75,30 @@ void reduce_from(at::Tensor& output, std::span<const at::Tensor> parts, ReduceOp
 
 }  // namespace
 
+void detail::reduce_by_tensor_ops(at::Tensor& output, std::span<const at::Tensor> parts, ReduceOp op) {
+  const at::ScalarType type = parts[0].scalar_type();
+  const at::ScalarType sum_type = type == at::kDouble ? at::kDouble : at::kFloat;
+  ATHANOR_CHECK(
+      at::isFloatingType(type) && (output.scalar_type() == type || output.scalar_type() == sum_type),
+      "a sum over ranks of {} in {}", c10::toString(type), c10::toString(output.scalar_type()));
+  at::Tensor sum = parts[0].to(sum_type, /*non_blocking=*/false, /*copy=*/true).view({-1});
+  for (std::size_t r = 1; r < parts.size(); ++r) {
+    const at::Tensor part = parts[r].view({-1}).to(sum_type);
+    switch (op) {
+      case ReduceOp::sum:
+        sum.add_(part);
+        break;
+      case ReduceOp::max:
+        at::maximum_out(sum, sum, part);
+        break;
+      case ReduceOp::min:
+        at::minimum_out(sum, sum, part);
+        break;
+    }
+  }
+  output.view({-1}).copy_(sum);
+}
+
 void reduce_in_rank_order(at::Tensor& output, std::span<const at::Tensor> parts, ReduceOp op) {
   ATHANOR_CHECK(!parts.empty() && output.is_contiguous(),
                 "nothing to reduce, or into a non-contiguous tensor");
@@ -82,6 +106,9 @@ void reduce_in_rank_order(at::Tensor& output, std::span<const at::Tensor> parts,
     ATHANOR_CHECK(part.is_contiguous() && part.numel() == output.numel() &&
                       part.scalar_type() == parts[0].scalar_type(),
                   "contributions to a sum over ranks differ in type or size");
+  }
+  if (!output.is_cpu()) {
+    return detail::reduce_by_tensor_ops(output, parts, op);
   }
   switch (parts[0].scalar_type()) {
     case at::kFloat:

@@ -16,4 +16,9 @@ namespace athanor::parallel {
 /// other types.
 void reduce_in_rank_order(at::Tensor& output, std::span<const at::Tensor> parts, ReduceOp op);
 
+namespace detail {
+/// The same with operations on whole tensors, for those of a GPU; NaNs and signs of zeros may differ.
+void reduce_by_tensor_ops(at::Tensor& output, std::span<const at::Tensor> parts, ReduceOp op);
+}  // namespace detail
+
 }  // namespace athanor::parallel

@@ -3,21 +3,21 @@
 // instead of two and gives the same bits, because each element is still added in the same order in the same
 // type.
 #include <algorithm>
+#include <string_view>
 #include <vector>
 
 #include <ATen/ATen.h>
 
 #include "base/error.hpp"
+#include "parallel/collectives/algorithm_table.hpp"
 #include "parallel/collectives/collectives.hpp"
+#include "parallel/collectives/detail/collective_scope.hpp"
 #include "parallel/collectives/detail/shapes.hpp"
 #include "parallel/collectives/rank_order.hpp"
 #include "parallel/shard_spec.hpp"
 
 namespace athanor::parallel {
 namespace {
-
-// Elements up to which all_reduce_ gathers everything.
-constexpr std::int64_t gather_limit = 4096;
 
 // Elements of one rank's block that are exchanged and reduced at a time: what n ranks contribute stays near
 // the caches, and the buffer for it small. The bits do not depend on it.
@@ -61,7 +61,7 @@ class BlockReducer {
       parts[r] = received_.narrow(0, slot, count);
       slot += count;
     }
-    comm_.backend().exchange(receive, send);
+    comm_.backend().exchange(receive, send, flat_.device());
     reduce_in_rank_order(output, parts, op);
   }
 
@@ -102,11 +102,27 @@ void all_reduce_floats(at::Tensor& flat, ReduceOp op, const Communicator& comm) 
   if (flat.numel() == 0) {
     return;
   }
-  if (flat.numel() <= gather_limit) {
+  if (op == ReduceOp::sum && comm.backend().sums_floats(flat)) {
+    comm.backend().all_reduce_floats(flat);
+    return;
+  }
+  if (chosen_algorithm(comm, Operation::all_reduce, detail::total_bytes(flat)) == Algorithm::gather) {
     all_reduce_short(flat, op, comm);
   } else {
     all_reduce_long(flat, op, comm);
   }
+}
+
+std::string_view name_of(ReduceOp op) {
+  switch (op) {
+    case ReduceOp::sum:
+      return "sum";
+    case ReduceOp::max:
+      return "max";
+    case ReduceOp::min:
+      return "min";
+  }
+  return "";
 }
 
 bool is_mpi_integer(at::ScalarType type) {
@@ -115,7 +131,8 @@ bool is_mpi_integer(at::ScalarType type) {
 
 }  // namespace
 
-at::Tensor reduce_scatter_sum(const at::Tensor& input, const Communicator& comm, Traffic purpose) {
+at::Tensor reduce_scatter_sum(const at::Tensor& input, const Communicator& comm, Traffic purpose,
+                              CallSite site) {
   ATHANOR_CHECK(
       input.dim() >= 1 && input.is_floating_point() && input.size(0) % comm.size() == 0,
       "reduce_scatter_sum on group {} of {} ranks needs floats and a number of rows that they divide",
@@ -124,12 +141,12 @@ at::Tensor reduce_scatter_sum(const at::Tensor& input, const Communicator& comm,
     return input;
   }
   at::Tensor output = at::empty(detail::with_rows(input, input.size(0) / comm.size()), input.options());
-  reduce_scatter_sum_into(output, input, comm, purpose);
+  reduce_scatter_sum_into(output, input, comm, purpose, site);
   return output;
 }
 
 void reduce_scatter_sum_into(at::Tensor& output, const at::Tensor& input, const Communicator& comm,
-                             Traffic purpose) {
+                             Traffic purpose, CallSite site) {
   ATHANOR_CHECK(input.dim() >= 1 && input.is_floating_point() && output.is_contiguous() &&
                     input.size(0) % comm.size() == 0 && output.numel() * comm.size() == input.numel(),
                 "reduce_scatter_sum_into on group {} of {} ranks: {} elements do not scatter into {}",
@@ -141,8 +158,18 @@ void reduce_scatter_sum_into(at::Tensor& output, const at::Tensor& input, const 
   const at::Tensor flat = input.contiguous().detach().view({-1});
   const at::Tensor flat_output = output.detach().view({-1});
   const std::int64_t own_elements = flat_output.numel();
-  const TrafficScope scope(comm.traffic(), purpose,
-                           detail::total_bytes(flat) / comm.size() * (comm.size() - 1));
+  const detail::CollectiveScope scope(comm,
+                                      {.operation = "reduce_scatter_sum",
+                                       .purpose = purpose,
+                                       .bytes = detail::total_bytes(flat) / comm.size() * (comm.size() - 1),
+                                       .site = site,
+                                       .dtype = c10::toString(flat.scalar_type()),
+                                       .elements = flat.numel()});
+  if (flat_output.scalar_type() == flat.scalar_type() && comm.backend().sums_floats(flat)) {
+    at::Tensor result = flat_output;
+    comm.backend().reduce_scatter_floats(result, flat);
+    return;
+  }
   const std::int64_t piece = std::min(piece_elements(comm), own_elements);
   const BlockReducer reducer(flat, piece, comm);
   std::vector<Block> blocks(static_cast<std::size_t>(comm.size()));
@@ -156,7 +183,7 @@ void reduce_scatter_sum_into(at::Tensor& output, const at::Tensor& input, const 
   }
 }
 
-void all_reduce_(at::Tensor& tensor, ReduceOp op, const Communicator& comm, Traffic purpose) {
+void all_reduce_(at::Tensor& tensor, ReduceOp op, const Communicator& comm, Traffic purpose, CallSite site) {
   const at::ScalarType type = tensor.scalar_type();
   ATHANOR_CHECK(at::isFloatingType(type) || is_mpi_integer(type), "all_reduce_ on group {} cannot reduce {}",
                 comm.name(), c10::toString(type));
@@ -165,7 +192,13 @@ void all_reduce_(at::Tensor& tensor, ReduceOp op, const Communicator& comm, Traf
   }
   const at::Tensor contiguous = tensor.contiguous();
   at::Tensor flat = contiguous.detach().view({-1});
-  const TrafficScope scope(comm.traffic(), purpose, all_reduce_bytes(flat, comm));
+  const detail::CollectiveScope scope(comm, {.operation = "all_reduce",
+                                             .purpose = purpose,
+                                             .bytes = all_reduce_bytes(flat, comm),
+                                             .site = site,
+                                             .dtype = c10::toString(type),
+                                             .elements = flat.numel(),
+                                             .reduction = name_of(op)});
   if (is_mpi_integer(type)) {
     comm.backend().all_reduce_integers(flat, op);
   } else {
@@ -176,27 +209,27 @@ void all_reduce_(at::Tensor& tensor, ReduceOp op, const Communicator& comm, Traf
   }
 }
 
-double all_reduce_sum(double value, const Communicator& comm) {
+double all_reduce_sum(double value, const Communicator& comm, CallSite site) {
   at::Tensor tensor = at::full({1}, value, at::kDouble);
-  all_reduce_(tensor, ReduceOp::sum, comm, Traffic::other);
+  all_reduce_(tensor, ReduceOp::sum, comm, Traffic::other, site);
   return tensor.item<double>();
 }
 
-std::int64_t all_reduce_sum(std::int64_t value, const Communicator& comm) {
+std::int64_t all_reduce_sum(std::int64_t value, const Communicator& comm, CallSite site) {
   at::Tensor tensor = at::full({1}, value, at::kLong);
-  all_reduce_(tensor, ReduceOp::sum, comm, Traffic::other);
+  all_reduce_(tensor, ReduceOp::sum, comm, Traffic::other, site);
   return tensor.item<std::int64_t>();
 }
 
-std::int64_t all_reduce_max(std::int64_t value, const Communicator& comm) {
+std::int64_t all_reduce_max(std::int64_t value, const Communicator& comm, CallSite site) {
   at::Tensor tensor = at::full({1}, value, at::kLong);
-  all_reduce_(tensor, ReduceOp::max, comm, Traffic::other);
+  all_reduce_(tensor, ReduceOp::max, comm, Traffic::other, site);
   return tensor.item<std::int64_t>();
 }
 
-bool agree(bool ok, const Communicator& comm) {
+bool agree(bool ok, const Communicator& comm, CallSite site) {
   at::Tensor tensor = at::full({1}, ok ? 1 : 0, at::kByte);
-  all_reduce_(tensor, ReduceOp::min, comm, Traffic::other);
+  all_reduce_(tensor, ReduceOp::min, comm, Traffic::other, site);
   return tensor.item<std::uint8_t>() != 0;
 }
 

@@ -25,12 +25,13 @@ std::string text_of(const at::Tensor& bytes) {
 
 }  // namespace
 
-std::vector<std::string> all_gather_strings(const std::string& text, const Communicator& comm) {
-  const at::Tensor lengths =
-      all_gather(at::full({1}, static_cast<std::int64_t>(text.size()), at::kLong), comm, Traffic::other);
+std::vector<std::string> all_gather_strings(const std::string& text, const Communicator& comm,
+                                            CallSite site) {
+  const at::Tensor lengths = all_gather(at::full({1}, static_cast<std::int64_t>(text.size()), at::kLong),
+                                        comm, Traffic::other, site);
   const std::vector<std::int64_t> rows(lengths.const_data_ptr<std::int64_t>(),
                                        lengths.const_data_ptr<std::int64_t>() + lengths.numel());
-  const at::Tensor bytes = all_gather_v(bytes_of(text), rows, comm, Traffic::other);
+  const at::Tensor bytes = all_gather_v(bytes_of(text), rows, comm, Traffic::other, site);
   std::vector<std::string> texts;
   std::int64_t first = 0;
   for (const std::int64_t length : rows) {
@@ -40,12 +41,12 @@ std::vector<std::string> all_gather_strings(const std::string& text, const Commu
   return texts;
 }
 
-std::string broadcast_string(const std::string& text, int root, const Communicator& comm) {
+std::string broadcast_string(const std::string& text, int root, const Communicator& comm, CallSite site) {
   at::Tensor length = at::full({1}, static_cast<std::int64_t>(text.size()), at::kLong);
-  broadcast_(length, root, comm, Traffic::other);
+  broadcast_(length, root, comm, Traffic::other, site);
   at::Tensor bytes =
       comm.rank() == root ? bytes_of(text) : at::empty({length.item<std::int64_t>()}, at::kByte);
-  broadcast_(bytes, root, comm, Traffic::other);
+  broadcast_(bytes, root, comm, Traffic::other, site);
   return text_of(bytes);
 }
 

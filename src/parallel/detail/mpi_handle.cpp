@@ -1,7 +1,9 @@
 #include "parallel/detail/mpi_handle.hpp"
 
 #include <array>
+#include <numeric>
 #include <utility>
+#include <vector>
 
 #include "base/error.hpp"
 #include "base/log.hpp"
@@ -27,6 +29,22 @@ bool mpi_is_running() {
          initialized != 0 && finalized == 0;
 }
 
+// Local: no other rank takes part.
+std::vector<int> find_world_ranks(const CommunicatorState& state) {
+  MPI_Group group = MPI_GROUP_NULL;
+  MPI_Group world = MPI_GROUP_NULL;
+  ATHANOR_MPI_CALL(state, MPI_Comm_group(state.comm, &group));
+  ATHANOR_MPI_CALL(state, MPI_Comm_group(MPI_COMM_WORLD, &world));
+  std::vector<int> ranks(static_cast<std::size_t>(state.size));
+  std::iota(ranks.begin(), ranks.end(), 0);
+  std::vector<int> world_ranks(ranks.size());
+  ATHANOR_MPI_CALL(state,
+                   MPI_Group_translate_ranks(group, state.size, ranks.data(), world, world_ranks.data()));
+  ATHANOR_MPI_CALL(state, MPI_Group_free(&world));
+  ATHANOR_MPI_CALL(state, MPI_Group_free(&group));
+  return world_ranks;
+}
+
 }  // namespace
 
 CommunicatorState::~CommunicatorState() {
@@ -43,14 +61,18 @@ CommunicatorState::~CommunicatorState() {
 }
 
 std::unique_ptr<CommunicatorState> make_state(MPI_Comm comm, std::string name,
-                                              std::shared_ptr<TrafficCounters> traffic) {
+                                              std::shared_ptr<TrafficCounters> traffic,
+                                              std::shared_ptr<AlgorithmTable> algorithms) {
   auto state = std::make_unique<CommunicatorState>();
   state->comm = comm;
   state->name = std::move(name);
+  state->unique_name = state->name;
   state->traffic = std::move(traffic);
+  state->algorithms = std::move(algorithms);
   ATHANOR_MPI_CALL(*state, MPI_Comm_set_errhandler(state->comm, MPI_ERRORS_RETURN));
   ATHANOR_MPI_CALL(*state, MPI_Comm_rank(state->comm, &state->rank));
   ATHANOR_MPI_CALL(*state, MPI_Comm_size(state->comm, &state->size));
+  state->world_ranks = find_world_ranks(*state);
   if (state->size == 1) {
     state->backend = std::make_unique<SelfBackend>();
   } else {
