@@ -49,6 +49,7 @@ struct Growth {
 };
 
 Growth growth_of(const Peak& peak) {
+  at::manual_seed(1);
   const auto tokens = static_cast<double>(many_tokens - few_tokens);
   const auto entries = static_cast<double>(slice_of(large_vocab) - slice_of(small_vocab));
   const auto base = static_cast<double>(peak(few_tokens, small_vocab));

@@ -27,16 +27,24 @@ at::Tensor on_device(const at::Tensor& tensor) {
              : tensor;
 }
 
-void expect_close(const at::Tensor& actual, const at::Tensor& expected, const char* what) {
-  const double tolerance = expected.scalar_type() == at::kDouble  ? 1e-12
-                           : expected.scalar_type() == at::kFloat ? 2e-5
-                                                                  : 2e-2;
+// `rounding`: the type that the values, or the terms of their sums, were rounded to.
+void expect_close(const at::Tensor& actual, const at::Tensor& expected, const char* what,
+                  at::ScalarType rounding) {
+  const double tolerance = rounding == at::kDouble ? 1e-12 : rounding == at::kFloat ? 2e-5 : 2e-2;
   EXPECT_TRUE(at::allclose(actual.cpu().to(at::kDouble), expected.to(at::kDouble), tolerance, tolerance))
       << what << " in " << c10::toString(expected.scalar_type());
 }
 
+void expect_close(const at::Tensor& actual, const at::Tensor& expected, const char* what) {
+  expect_close(actual, expected, what, expected.scalar_type());
+}
+
 class TensorGpu : public tests::GpuKernels {
  protected:
+  void SetUp() override {
+    tests::GpuKernels::SetUp();
+    at::manual_seed(1);
+  }
   const TensorKernels& cpu() const { return detail::cpu_kernels(); }
   const TensorKernels& cuda() const { return detail::cuda_kernels(); }
   at::Tensor random(at::IntArrayRef sizes, at::ScalarType type) const {
@@ -60,7 +68,7 @@ TEST_F(TensorGpu, NormAndActivation) {
     cpu().rms_norm_backward(dy, x, weight, rstd, dx, dweight);
     cuda().rms_norm_backward(dy_g, x_g, weight_g, rstd_g, dx_g, dweight_g);
     expect_close(dx_g, dx, "dx");
-    expect_close(dweight_g, dweight, "dweight");
+    expect_close(dweight_g, dweight, "dweight", type);
 
     const at::Tensor h = at::empty({3, 5, 24}, type), dh = random({3, 5, 24}, type),
                      dgate_up = at::empty_like(x);
@@ -100,7 +108,7 @@ TEST_F(TensorGpu, RotaryAndHeadNorm) {
     cpu().head_norm_rotary_backward(dy, x, weight, tables, rstd, heads(dwide), dweight);
     cuda().head_norm_rotary_backward(dy_g, x_g, weight_g, tables_g, rstd_g, heads(dwide_g), dweight_g);
     expect_close(dwide_g, dwide, "dx");
-    expect_close(dweight_g, dweight, "dweight");
+    expect_close(dweight_g, dweight, "dweight", type);
   }
 }
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Checks the form of the tree: clang-format, file lengths, paths and addresses that do not belong, bare TODOs.
+"""Checks the form of the tree: clang-format, file lengths, paths and addresses that do not belong, bare TODOs,
+random numbers without a seed in tests.
 
     check_style.py [--root REPOSITORY] [--no-clang-format]
 
@@ -59,6 +60,23 @@ def check_text(file: pathlib.Path, root: pathlib.Path) -> Iterator[str]:
             yield f"{name}:{number}: {len(line)} columns, at most {LINE_LENGTH}"
 
 
+# Any random tensor or device that no generator or seed was named for: other numbers in every run.
+UNSEEDED = re.compile(r"\b(at|torch)::rand\w*\((?!.*\bgenerator\b)|\bstd::random_device\b")
+
+
+def unseeded_numbers(file: pathlib.Path, root: pathlib.Path) -> Iterator[str]:
+    """Tests that draw other numbers in every run fail now and then, and never twice."""
+    name = file.relative_to(root).as_posix()
+    if not name.startswith("tests/") or file.suffix not in CODE_SUFFIXES:
+        return
+    text = file.read_text(encoding="utf-8")
+    if "manual_seed(" in text:
+        return
+    for number, line in enumerate(text.splitlines(), start=1):
+        if UNSEEDED.search(line):
+            yield f"{name}:{number}: random numbers without a seed; call at::manual_seed() in the test"
+
+
 def long_files(files: list[pathlib.Path], root: pathlib.Path) -> Iterator[str]:
     for file in files:
         if file.suffix not in CODE_SUFFIXES:
@@ -103,6 +121,7 @@ def main() -> int:
     files = listed_files(options.root)
     text_files = [file for file in files if file.suffix in TEXT_SUFFIXES and file.name != "LICENSE"]
     errors = [error for file in text_files for error in check_text(file, options.root)]
+    errors += [error for file in text_files for error in unseeded_numbers(file, options.root)]
     if not options.no_clang_format:
         errors += check_format(files, options.root)
     for line in [*long_files(files, options.root), *errors]:

@@ -125,6 +125,17 @@ class Style(unittest.TestCase):
         self.assertEqual(len(style_errors("a \n")), 1)
         self.assertEqual(len(style_errors("a")), 1)
 
+    def test_refuses_random_numbers_without_a_seed_in_tests(self):
+        def errors(text: str, name: str = "tests/a_test.cpp") -> int:
+            with Tree({name: text}) as root:
+                return len(list(check_style.unseeded_numbers(root / name, root)))
+
+        self.assertEqual(errors("auto x = at::randn({2});\n"), 1)
+        self.assertEqual(errors("std::random_device any;\n"), 1)
+        self.assertEqual(errors("at::manual_seed(1);\nauto x = at::randn({2});\n"), 0)
+        self.assertEqual(errors("auto x = at::randn({2}, generator);\n"), 0)
+        self.assertEqual(errors("auto x = at::randn({2});\n", "src/a.cpp"), 0)
+
     def test_refuses_unformatted_code(self):
         files = {"a.cpp": "int  f( ){}\n", "b.cpp": "int f();\n", ".clang-format": "BasedOnStyle: Google\n"}
         with Tree(files) as root:

@@ -13,6 +13,7 @@ namespace athanor::parallel {
 namespace {
 
 std::vector<at::Tensor> random_parts(std::int64_t numel, at::ScalarType type) {
+  at::manual_seed(1);
   std::vector<at::Tensor> parts;
   for (int i = 0; i < 5; ++i) {
     parts.push_back((at::randn({numel}, at::kDouble) * std::pow(10.0, i % 3)).to(type));

@@ -15,6 +15,7 @@ namespace athanor::parallel {
 namespace {
 
 std::vector<at::Tensor> random_parts(int num, std::int64_t numel, at::ScalarType type) {
+  at::manual_seed(1);
   std::vector<at::Tensor> parts;
   for (int i = 0; i < num; ++i) {
     parts.push_back((at::randn({numel}, at::kDouble) * std::pow(10.0, i % 5)).to(type));
